@@ -1,0 +1,93 @@
+# `make` alone prints the tasks. Every task first creates .venv with the pinned dependencies, unless another Python is
+# named, as with conda: make run-notebooks PYTHON=python
+DATASET ?= auto#    auto, MNIST, FashionMNIST, KMNIST or digits
+EPOCHS  ?= 20#      1 to 10,000
+SEED    ?= 0#       a whole number
+DEVICE  ?= auto#    auto, cpu, cuda or mps
+THREADS ?= 2#       part of a run's identity: another number, other rounding
+SEEDS   ?= 5#       sweep only: how many seeds, counted from 0
+
+PYTHON = .venv/bin/python
+SYSTEM_PYTHON ?= python3
+
+ifeq ($(PYTHON),.venv/bin/python)
+ENVIRONMENT = .venv/installed
+endif
+RUNS = $(if $(MNIST_AE_OUT),$(MNIST_AE_OUT)/)runs
+EXPERIMENT = $(PYTHON) -m mnist_ae.experiment
+PARAMETERS = --dataset '$(DATASET)' --epochs '$(EPOCHS)' --seed '$(SEED)' \
+             --device '$(DEVICE)' --threads '$(THREADS)'
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
+# The figures that the notebooks say they save: if one is gone, they run again.
+FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\", ' $(NOTEBOOKS) | sed 's|.."||; s|\\.*||; s|.*|figures/&.png|')
+
+.PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep lint clean FORCE
+
+help: ## print the tasks
+	@echo "tasks:"
+	@awk -F ': .*## ' '/^[a-z-]+: .*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+	@echo "variables, with their defaults:"
+	@awk -F ' *[?]= *|# +' '/^[A-Z]+ *[?]= / { printf "  %-16s %s\n", $$1 "=" $$2, $$3 }' Makefile
+
+run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs changed; writes figures/
+	@echo "Done: the executed notebooks are in $(RUNS)/notebooks, what they drew for the parameters"
+	@echo "  $$(cat $(RUNS)/parameters)"
+	@echo "is in figures/ (for other data sets than MNIST in a folder of figures/ with their name)."
+
+test: test-unit test-notebooks ## all tests
+
+test-unit: $(ENVIRONMENT) ## the tests of mnist_ae
+	$(PYTHON) -m pytest tests
+
+test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 10 minutes)
+	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
+
+refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
+	@$(EXPERIMENT) check --dataset MNIST > /dev/null
+	@for notebook in $(NOTEBOOKS); do \
+	  $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
+	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec $$notebook || exit 1; \
+	done
+	$(PYTHON) -m ruff format notebooks
+
+lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
+	$(PYTHON) -m jupyter lab --notebook-dir notebooks
+
+sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/seeds.csv
+	$(EXPERIMENT) sweep $(PARAMETERS) --seeds '$(SEEDS)'
+
+lint: $(ENVIRONMENT) ## ruff
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean: ## delete runs/ and caches; figures/, data/ and .venv stay
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, $(SYSTEM_PYTHON) is %d.%d: name another with SYSTEM_PYTHON=..." % sys.version_info[:2])'
+	@echo "Installing the pinned dependencies into .venv (on Linux about 6 GB, since torch brings CUDA with it)"
+	$(SYSTEM_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# Rewritten only when a parameter changed, so that make knows what is out of date; fails on a parameter or a data file
+# that cannot be used, before anything runs.
+$(RUNS)/parameters: FORCE $(ENVIRONMENT)
+	@dataset=$$($(EXPERIMENT) check $(PARAMETERS)) && mkdir -p $(@D) && \
+	  echo "-p dataset $$dataset -p epochs $(EPOCHS) -p seed $(SEED) -p device $(DEVICE) -p threads $(THREADS)" > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# A failed notebook is kept for reading; a finished one appears in one step.
+$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*) $(RUNS)/parameters \
+                           $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
+	@mkdir -p $(@D)
+	@$(PYTHON) -m papermill --cwd notebooks --log-output $$(cat $(RUNS)/parameters) $< "$(abspath $(@D))/.$*.ipynb" || { \
+	  mv -f $(@D)/.$*.ipynb $(@D)/$*.failed.ipynb; \
+	  echo "error: notebooks/$*.ipynb failed: read $(@D)/$*.failed.ipynb" >&2; exit 1; }
+	@rm -f $(@D)/$*.failed.ipynb
+	@mv $(@D)/.$*.ipynb $@
+
+# 02 and 03 read the run that 01 leaves.
+$(RUNS)/notebooks/02_inspect_codes.ipynb $(RUNS)/notebooks/03_cluster_to_label.ipynb: $(RUNS)/notebooks/01_train.ipynb

@@ -1,0 +1,4 @@
+"""Can an autoencoder with a 10-number code learn the ten digits without labels?
+
+Data flows one way: data -> models -> train -> confusion -> experiment -> plots -> notebooks.
+"""

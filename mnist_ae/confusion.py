@@ -1,0 +1,92 @@
+"""Reading the codes: which neuron fires for which digit, which digit it stands for, and how often that is right.
+
+The matrix is not a classical confusion matrix: its rows are digits, its columns neurons, and their order is arbitrary.
+A mapping gives each neuron its digit: int [10], mapping[neuron] = digit.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+
+
+def confusion_matrix(labels: ArrayLike, codes: ArrayLike) -> np.ndarray:
+    """int64 [10, 10]: how many images of digit (row) have that neuron (column) as their most active one.
+
+    labels: integers [N] in 0..9. codes: finite numbers [N, 10]; of equally active neurons the first counts.
+    Raises ValueError for other shapes, labels out of range, or codes that are not finite.
+    """
+    labels, codes = np.asarray(labels), np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[1] != 10 or labels.shape != codes.shape[:1]:
+        raise ValueError(f"labels must be [N] and codes [N, 10], got {labels.shape} and {codes.shape}")
+    if labels.size and (labels.min() < 0 or labels.max() > 9):
+        raise ValueError(f"labels must be 0 to 9, got {labels.min()} to {labels.max()}")
+    if not np.isfinite(codes).all():
+        raise ValueError("codes hold NaN or infinity: the most active neuron is not defined")
+    return np.bincount(10 * labels.astype(np.int64) + codes.argmax(axis=1), minlength=100).reshape(10, 10)
+
+
+def majority_mapping(matrix: ArrayLike) -> np.ndarray:
+    """Many-to-one, the post's: each neuron's most frequent digit, the lowest on a tie (so 0 for a dead neuron)."""
+    return _checked(matrix).argmax(axis=0)
+
+
+def one_to_one_mapping(matrix: ArrayLike) -> np.ndarray:
+    """One-to-one: the permutation that gets most images right (the assignment problem, solved by SciPy)."""
+    digits, neurons = linear_sum_assignment(_checked(matrix), maximize=True)
+    mapping = np.empty(10, dtype=np.int64)
+    mapping[neurons] = digits
+    return mapping
+
+
+def accuracy(matrix: ArrayLike, mapping: ArrayLike) -> float:
+    """The share of images, 0 to 1, whose neuron is mapped to their digit. ValueError for a matrix without images."""
+    matrix = _checked(matrix)
+    if matrix.sum() == 0:
+        raise ValueError("the matrix holds no images: its accuracy is not defined")
+    return float(matrix[np.asarray(mapping), np.arange(10)].sum() / matrix.sum())
+
+
+def reorder(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
+    """float64 [10, 10]: the columns sorted by the digit they are mapped to, each row divided by its sum.
+
+    The identity if every digit has a neuron of its own. The row of a digit without images stays 0.
+    """
+    matrix = _checked(matrix)
+    return row_normalise(matrix[:, np.argsort(mapping, kind="stable")])
+
+
+def row_normalise(matrix: ArrayLike) -> np.ndarray:
+    """float64 [10, 10]: each row as shares of its sum; a row of zeros stays zeros."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+
+
+def dead_neurons(matrix: ArrayLike) -> list[int]:
+    """The neurons that are never the most active one: the columns of zeros."""
+    return np.flatnonzero(_checked(matrix).sum(axis=0) == 0).tolist()
+
+
+def sharing(matrix: ArrayLike) -> np.ndarray:
+    """float64 [10, 10]: the chance that a random image of one digit and one of another activate the same neuron."""
+    shares = row_normalise(_checked(matrix))
+    return shares @ shares.T
+
+
+def scores(train_matrix: ArrayLike, test_matrix: ArrayLike) -> dict[str, float]:
+    """The accuracy on the test images, read four ways.
+
+    many_to_one, one_to_one: mapping fitted on the training images, frozen, scored on the test images (strict).
+    many_to_one_same, one_to_one_same: fitted and scored on the same test images (many_to_one_same is the post's).
+    """
+    return {
+        name + suffix: accuracy(test_matrix, mapping(fitted_on))
+        for name, mapping in {"many_to_one": majority_mapping, "one_to_one": one_to_one_mapping}.items()
+        for suffix, fitted_on in {"": train_matrix, "_same": test_matrix}.items()
+    }
+
+
+def _checked(matrix: ArrayLike) -> np.ndarray:
+    matrix = np.asarray(matrix)
+    if matrix.shape != (10, 10) or (matrix < 0).any():
+        raise ValueError(f"the matrix must be [10, 10] counts, got shape {matrix.shape}")
+    return matrix

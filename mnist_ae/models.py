@@ -1,0 +1,115 @@
+"""The post's autoencoder: 28x28 pixels -> 10 numbers -> 28x28 pixels."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Mean and standard deviation of MNIST's training pixels in [0, 1], as the post normalises them.
+PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
+
+
+def pixels(images: Tensor) -> Tensor:
+    """images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1] -> float32 of the same shape in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+class PostAutoencoder(nn.Module):
+    """The autoencoder of https://bytepawn.com (18 March 2021). float32 [N, 1, 28, 28] -> the same shape.
+
+    encoder: normalised images [N, 1, 28, 28] -> code [N, 10]. decoder: code -> images [N, 1, 28, 28].
+    activations: True for the network of the published notebook, whose 40.53 % we reproduce; its code is a softmax
+        (ten numbers in [0, 1], sum 1) and its output a sigmoid (in (0, 1)). False for the post's listing read
+        literally: no non-linearity anywhere, so encoder and decoder are affine maps.
+    """
+
+    def __init__(self, activations: bool = True):
+        super().__init__()
+
+        def layers(*modules: nn.Module | None) -> nn.Sequential:
+            return nn.Sequential(*[module for module in modules if module is not None])
+
+        def activation(module: nn.Module) -> nn.Module | None:
+            return module if activations else None
+
+        self.encoder = layers(
+            nn.Conv2d(1, 4, kernel_size=5),  # (N, 4, 24, 24)
+            activation(nn.ReLU()),
+            nn.Conv2d(4, 8, kernel_size=5),  # (N, 8, 20, 20)
+            activation(nn.ReLU()),
+            nn.Flatten(),  # (N, 3200)
+            nn.Linear(3200, 10),
+            activation(nn.Softmax(dim=1)),
+        )
+        self.decoder = layers(
+            nn.Linear(10, 400),
+            activation(nn.ReLU()),
+            nn.Linear(400, 4000),
+            activation(nn.ReLU()),
+            nn.Unflatten(1, (10, 20, 20)),
+            nn.ConvTranspose2d(10, 10, kernel_size=5),  # (N, 10, 24, 24)
+            nn.ConvTranspose2d(10, 1, kernel_size=5),  # (N, 1, 28, 28)
+            activation(nn.Sigmoid()),
+        )
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """images: uint8 in 0..255 or floating in [0, 1] -> what the network reads and draws, in about -0.42..2.82."""
+        return (pixels(images) - PIXEL_MEAN) / PIXEL_STD
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images))
+
+    def fast_forward(self, images: Tensor) -> Tensor:
+        """What `forward` computes, up to rounding, in less time: the two transposed convolutions as one."""
+        first = next(i for i, layer in enumerate(self.decoder) if isinstance(layer, nn.ConvTranspose2d))
+        maps = self.decoder[:first](self.encoder(images))
+        return self.decoder[first + 2 :](_transposed_pair(maps, self.decoder[first], self.decoder[first + 1]))
+
+
+def _transposed_pair(maps: Tensor, first: nn.ConvTranspose2d, second: nn.ConvTranspose2d) -> Tensor:
+    """second(first(maps)) for stride 1 and one output channel: maps [N, C, H, W] -> [N, 1, H + K - 1, W + K - 1].
+
+    Nothing stands between the two, so they are one transposed convolution, with a K x K kernel (K = 9 here). CPUs are
+    slow at those and fast at matrix products, so each row of pixels goes through one matrix (a Toeplitz matrix: the
+    kernel, shifted), which draws the K rows that it reaches; then overlapping rows are added up.
+    """
+    (n, c, h, w), k = maps.shape, first.kernel_size[0] + second.kernel_size[0] - 1
+    width = w + k - 1
+    kernel = F.conv_transpose2d(first.weight, second.weight)  # (C, 1, K, K)
+    grown = first.kernel_size[0] - 1
+    spread = first.bias.view(1, -1, 1, 1).expand(-1, -1, h + grown, w + grown)
+    bias = F.conv_transpose2d(spread, second.weight, second.bias)  # (1, 1, H + K - 1, W + K - 1): less at the border
+
+    # The Toeplitz matrix [c, x, i, x + j] = kernel[c, 0, i, j]: repeated with a period of width + 1 and read in lines
+    # of width, the kernel moves one to the right from each line to the next.
+    shifted = F.pad(kernel[:, 0], (0, width + 1 - k)).repeat(1, 1, w)[:, :, : w * width].view(c, k, w, width)
+    toeplitz = shifted.transpose(1, 2).reshape(c * w, k * width)
+
+    rows = (maps.transpose(1, 2).reshape(n * h, c * w) @ toeplitz).view(n, h, k, width)
+    images = bias.repeat(n, 1, 1, 1)
+    for i in range(k):
+        images[:, 0, i : i + h] += rows[:, :, i]
+    return images
+
+
+def layer_table(model: nn.Module, images: Tensor) -> list[dict]:
+    """One dict for each layer that `images` pass through: part, layer, shape (without N), parameters.
+
+    images: float32 [N, 1, 28, 28]. Read from the model itself, by watching it work.
+    """
+    rows, hooks = [], []
+    for part, network in model.named_children():
+        for layer in network:
+
+            def watch(layer: nn.Module, _: tuple, output: Tensor, part: str = part) -> None:
+                count = sum(parameter.numel() for parameter in layer.parameters())
+                rows.append({"part": part, "layer": str(layer), "shape": tuple(output.shape[1:]), "parameters": count})
+
+            hooks.append(layer.register_forward_hook(watch))
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows

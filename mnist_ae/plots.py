@@ -1,0 +1,270 @@
+"""Every figure, as a function that takes arrays and returns a matplotlib Figure; and one way to save them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from mnist_ae import files
+
+matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
+BLUE, ORANGE, GREEN, RED = "#0173B2", "#DE8F05", "#029E73", "#D55E00"
+GREY = "#949494"
+
+
+def save_figure(fig: Figure, name: str, numbers: pd.DataFrame, dataset: str):
+    """Write figures/NAME.png and, beside it, its numbers as figures/NAME.csv; returns the PNG for a notebook to show.
+
+    The files depend on what is drawn alone: no date, no version. Figures of other data sets than MNIST get a folder of
+    their own, see `files.figures_folder`. `fig` is drawn off-screen, so no display is needed.
+    """
+    from IPython.display import Image
+
+    folder = files.figures_folder(dataset)
+    with files.replacing(folder / f"{name}.png") as path:
+        fig.savefig(path, metadata={"Software": None})
+        image = Image(data=path.read_bytes(), format="png")
+    with files.replacing(folder / f"{name}.csv") as path:
+        numbers.to_csv(path, float_format="%.6g", lineterminator="\n")
+    return image
+
+
+def architecture(layers: list[dict], title: str) -> Figure:
+    """The model drawn from `models.layer_table`: a stack of maps for each layer, a bar for each vector.
+
+    Layers that change no shape and hold no parameters are named with the layer before them.
+    """
+    boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
+    for layer in layers:
+        kind, shape = layer["layer"].split("(")[0], layer["shape"]
+        if shape == boxes[-1]["shape"] and not layer["parameters"]:
+            boxes[-1]["label"] += f"\n{kind}"
+        else:
+            boxes.append({**layer, "label": kind})
+    code = next(i for i, box in enumerate(boxes) if box["part"] == "decoder") - 1
+
+    fig = Figure(figsize=(12, 4.2))
+    ax = fig.subplots()
+    for i, box in enumerate(boxes):
+        colour = {"input": GREY, "encoder": BLUE, "decoder": GREEN}[box["part"]] if i != code else ORANGE
+        if len(box["shape"]) == 3:
+            channels, size = box["shape"][0], box["shape"][1] / 28
+            for k in reversed(range(channels)):  # the front-most map last
+                shift = 0.03 * (k - (channels - 1) / 2)
+                ax.add_patch(
+                    Rectangle(
+                        (i + shift - size * 0.28, shift - size * 0.5), size * 0.56, size, fc=colour, ec="white", lw=0.6
+                    )
+                )
+        else:
+            height = 0.2 + 0.32 * np.log10(box["shape"][0])
+            ax.add_patch(Rectangle((i - 0.06, -height / 2), 0.12, height, fc=colour))
+        ax.text(i, 0.86, box["label"], ha="center", va="bottom", color=colour, weight="bold" if i == code else None)
+        ax.text(i, -0.86, " x ".join(map(str, box["shape"])), ha="center", va="top")
+        ax.text(i, -1.06, f"{box['parameters']:,}" if box["parameters"] else "-", ha="center", va="top", color=GREY)
+    ax.text(-0.55, -0.86, "shape", ha="right", va="top", color="black")
+    ax.text(-0.55, -1.06, "parameters", ha="right", va="top", color=GREY)
+    ax.annotate("the code", (code, 0.32), (code, 0.62), ha="center", color=ORANGE, arrowprops={"arrowstyle": "->"})
+    ax.set(xlim=(-1.4, len(boxes) - 0.4), ylim=(-1.25, 1.35))
+    ax.axis("off")
+    fig.suptitle(title)
+    return fig
+
+
+def losses(history: pd.DataFrame, published: Sequence[float], title: str) -> Figure:
+    """history: one row an epoch, with epoch, loss and last_batch_loss; published: one last-batch loss an epoch."""
+    fig = Figure(figsize=(8, 4.2))
+    ax = fig.subplots()
+    ax.plot(history["epoch"], history["last_batch_loss"], "o-", ms=4, color=BLUE, label="this run, last batch")
+    ax.plot(history["epoch"], history["loss"], "-", color=BLUE, alpha=0.45, lw=3, label="this run, mean of the epoch")
+    epochs = range(1, len(published) + 1)
+    ax.plot(epochs, published, "s--", ms=4, color=ORANGE, label="the post's 20 epochs, last batch")
+    ax.set(xlabel="epoch", ylabel="mean squared error\n(normalised pixels)", xlim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    fig.suptitle(title)
+    return fig
+
+
+def image_rows(rows: dict[str, ArrayLike], title: str, columns: Sequence[str] | None = None) -> Figure:
+    """Rows of images, {label: [N, 28, 28]}, each row on its own grey scale; an image of NaN stays an empty frame.
+
+    columns: a heading for each of the N columns.
+    """
+    count = len(next(iter(rows.values())))
+    fig = Figure(figsize=(1.9 + 0.52 * max(count, 14), 0.9 + (0.62 if count > 12 else 0.85) * len(rows)))
+    for axes, (label, images) in zip(fig.subplots(len(rows), count, squeeze=False), rows.items(), strict=True):
+        images = np.asarray(images).reshape(count, 28, 28)
+        low, high = np.nanmin(images), np.nanmax(images)
+        for ax, image in zip(axes, images, strict=True):
+            if np.isnan(image).any():
+                ax.text(0.5, 0.5, "dead", ha="center", va="center", color=GREY, transform=ax.transAxes)
+            else:
+                ax.imshow(image, cmap="gray_r", vmin=low, vmax=high)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for ax, heading in zip(fig.axes, columns or [], strict=False):
+        ax.set_title(heading, fontsize=9)
+    fig.suptitle(title)
+    return fig
+
+
+def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequence] | None = None) -> Figure:
+    """Annotated heat maps side by side, {heading: [10, 10]}: rows digits, columns neurons.
+
+    Counts are written as they are, shares with two decimals (and zero left out). columns: tick labels by heading.
+    """
+    fig = Figure(figsize=(6.6 * len(panels), 5.6))
+    for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        matrix = np.asarray(matrix)
+        shares = matrix.dtype.kind == "f"
+        text = (
+            np.array([[f"{x:.2f}".lstrip("0") if x >= 0.005 else "" for x in r] for r in matrix]) if shares else matrix
+        )
+        sns.heatmap(
+            matrix,
+            annot=text,
+            fmt="" if shares else "d",
+            annot_kws={"size": 8.5},
+            vmin=0,
+            vmax=1 if shares else None,
+            cmap="cividis",
+            square=True,
+            cbar_kws={"shrink": 0.75, "label": "share of the digit's images" if shares else "images"},
+            ax=ax,
+        )
+        ticks = (columns or {}).get(heading, range(10))
+        ax.set_xticklabels(ticks, rotation=0)
+        ax.set_yticklabels(range(10), rotation=0)
+        ax.set(title=heading, ylabel="digit", xlabel="most active neuron" + (" → its digit" if columns else ""))
+    fig.suptitle(title)
+    return fig
+
+
+def activations(codes: ArrayLike, title: str) -> Figure:
+    """How often each neuron has which activation: ten histograms of codes [N, 10], counts on a log scale."""
+    codes = np.asarray(codes)
+    fig = Figure(figsize=(11, 4.4))
+    for neuron, ax in enumerate(fig.subplots(2, 5, sharex=True, sharey=True).flat):
+        ax.hist(codes[:, neuron], bins=np.linspace(0, 1, 41), log=True, color=BLUE)
+        ax.axvline(codes[:, neuron].mean(), color=ORANGE, lw=2)
+        ax.set_title(f"neuron {neuron}: mean {codes[:, neuron].mean():.2f}", color="black", fontsize=10)
+    fig.supxlabel("activation (orange: mean over the test images)")
+    fig.supylabel("images")
+    fig.suptitle(title)
+    return fig
+
+
+def one_hotness(codes: ArrayLike, entropies: ArrayLike, title: str) -> Figure:
+    """Two histograms that tell how near codes [N, 10] come to one-hot: largest activation, entropy in bits [N]."""
+    fig = Figure(figsize=(10, 3.8))
+    panels = {
+        "largest activation of the code": (np.asarray(codes).max(axis=1), 1, np.linspace(0.1, 1, 46)),
+        "entropy of the code (bits)": (np.asarray(entropies), 0, np.linspace(0, np.log2(10), 46)),
+    }
+    for ax, (label, (values, one_hot, bins)) in zip(fig.subplots(1, 2), panels.items(), strict=True):
+        ax.hist(values, bins=bins, color=BLUE, label="test images")
+        ax.axvline(np.mean(values), color=ORANGE, lw=2, label=f"mean: {np.mean(values):.2f}")
+        ax.axvline(one_hot, color=GREEN, lw=3, ls="--", label="one-hot")
+        ax.set(xlabel=label, ylabel="images")
+        ax.legend()
+    fig.suptitle(title)
+    return fig
+
+
+def likeness(correlations: ArrayLike, rows: Sequence[str], title: str) -> Figure:
+    """Heat map of correlations [neurons, 10 digits], -1 to 1; a frame marks each row's best digit."""
+    correlations = np.asarray(correlations)
+    fig = Figure(figsize=(8.4, 5.6))
+    ax = fig.subplots()
+    sns.heatmap(
+        correlations,
+        annot=True,
+        fmt=".2f",
+        annot_kws={"size": 9},
+        vmin=-1,
+        vmax=1,
+        cmap="cividis",
+        cbar_kws={"label": "correlation over the pixels"},
+        ax=ax,
+    )
+    for row, values in enumerate(correlations):
+        if np.isfinite(values).all():
+            ax.add_patch(Rectangle((values.argmax(), row), 1, 1, fill=False, ec=ORANGE, lw=2.5))
+    ax.set_yticklabels(rows, rotation=0)
+    ax.set(xlabel="average image of the digit", ylabel="")
+    fig.suptitle(title)
+    return fig
+
+
+def recall(recalls: pd.DataFrame, title: str) -> Figure:
+    """Grouped bars: one group a digit (the index), one bar a column, 0 to 1."""
+    fig = Figure(figsize=(8.5, 3.8))
+    ax = fig.subplots()
+    recalls.plot.bar(ax=ax, color=[BLUE, ORANGE], width=0.75, rot=0)
+    ax.set(xlabel="digit", ylabel="share recognised", ylim=(0, 1))
+    ax.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.13))
+    fig.suptitle(title)
+    return fig
+
+
+def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], title: str) -> Figure:
+    """One point a pair of digits: how far apart their average images are, how often they share a neuron."""
+    distances, chances = np.asarray(distances), np.asarray(chances)
+    fig = Figure(figsize=(8, 4.6))
+    ax = fig.subplots()
+    ax.scatter(distances, chances, color=BLUE, s=28)
+    for i in np.argsort(-chances)[:8]:
+        ax.annotate(pairs[i], (distances[i], chances[i]), (6, 2), textcoords="offset points")
+    ax.set(
+        xlabel="distance of the two average images (RMS over pixels, ink from 0 to 1)",
+        ylabel="chance that two images\nactivate the same neuron",
+        ylim=(0, None),
+    )
+    fig.suptitle(title)
+    return fig
+
+
+def accuracies(table: pd.DataFrame, title: str) -> Figure:
+    """Horizontal bars of the column `accuracy` (0 to 1), top row on top, coloured by the column `kind`."""
+    colours = {"this run": BLUE, "published": ORANGE, "without labels": GREEN, "with labels": GREY}
+    fig = Figure(figsize=(9, 0.7 + 0.42 * len(table)))
+    ax = fig.subplots()
+    bars = ax.barh(table.index, table["accuracy"], color=table["kind"].map(colours))
+    ax.bar_label(bars, [f" {100 * x:.1f} %" for x in table["accuracy"]])
+    ax.invert_yaxis()
+    ax.set(xlabel="accuracy on the test images", xlim=(0, 1.08))
+    ax.legend([Rectangle((0, 0), 1, 1, color=c) for c in colours.values()], colours, loc="lower right")
+    fig.suptitle(title)
+    return fig
+
+
+def seeds(table: pd.DataFrame, published: float, guess: float, title: str) -> Figure:
+    """One dot a seed: columns seed, epochs, and the accuracies of `confusion.scores`, as shares."""
+    columns = {"many_to_one_same": "many-to-one, the post's way", "one_to_one": "one-to-one, strict"}
+    fig = Figure(figsize=(8.5, 4))
+    ax = fig.subplots()
+    for i, (column, label) in enumerate(columns.items()):
+        for epochs, group in table.groupby("epochs"):
+            long = epochs > table["epochs"].min()
+            x = group["seed"] + 0.16 * (i - 0.5)
+            colour = [BLUE, ORANGE][i]
+            ax.plot(x, group[column], "*" if long else "o", ms=13 if long else 8, color=colour, mec="white")
+            ax.plot([], [], "*" if long else "o", color=colour, label=f"{label}, {epochs} epochs")
+    ax.axhline(published, color=GREY, ls="--")
+    ax.text(0.01, published, "published: 40.5 %", va="bottom", color=GREY, transform=ax.get_yaxis_transform())
+    ax.axhline(guess, color=GREY, ls=":")
+    ax.text(0.01, guess, "the author's guess: 2/3", va="bottom", color=GREY, transform=ax.get_yaxis_transform())
+    ax.axhline(0.1, color=GREY, ls="-", lw=0.8)
+    ax.text(0.01, 0.1, "chance", va="bottom", color=GREY, transform=ax.get_yaxis_transform())
+    ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=(0, 0.75), xticks=sorted(table["seed"].unique()))
+    ax.legend(ncols=2, loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=8.5)
+    fig.suptitle(title)
+    return fig

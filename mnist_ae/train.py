@@ -1,0 +1,131 @@
+"""The training loop and the way back out: fit, encode, reconstruct. Nothing here ever sees a label."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+ENCODE_BATCH = 1000  # images at a time: enough to keep the cores busy, small beside the data
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """`value` if it is an int from low to high; else a ValueError that names the parameter and the range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low:,} to {high:,}, got {value!r}")
+    return value
+
+
+def pick_device(name: str) -> torch.device:
+    """Name "auto" -> the first of CUDA, MPS, CPU that is there; else the device of that name, or a ValueError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    if name not in there:
+        raise ValueError(f"unknown device {name!r}: choose one of auto, {', '.join(there)}")
+    if not there[name]:
+        here = ", ".join(kind for kind, found in there.items() if found)
+        raise ValueError(f"device {name!r} is not on this machine, which has: {here}")
+    return torch.device(name)
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    epochs: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    lr: float = 0.01,
+    momentum: float = 0.5,
+    device: str = "cpu",
+    progress: bool = True,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> list[dict]:
+    """Train `model` in place to draw what it reads, by the mean squared error; the defaults are the post's.
+
+    images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]. They are all the loop learns from.
+    epochs 1..10,000, batch_size from 1, lr > 0, 0 <= momentum < 1: else ValueError.
+    seed: the order of the images, drawn anew each epoch; the model's first weights are the caller's.
+    on_epoch(epoch, model) is called after each epoch.
+
+    Returns one dict an epoch: epoch (from 1), loss (mean over its images), last_batch_loss (what the post prints),
+    seconds, images_per_second. Raises FloatingPointError at the end of an epoch whose loss is not finite.
+    """
+    whole_number("epochs", epochs, 1, 10_000)
+    whole_number("seed", seed, 0, 2**32 - 1)
+    if len(images) == 0:
+        raise ValueError("images is empty: there is nothing to learn from")
+    whole_number("batch_size", batch_size, 1, 1_000_000)
+    if not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise ValueError(f"lr must be a positive number, got {lr!r}")
+    if not (isinstance(momentum, int | float) and 0 <= momentum < 1):
+        raise ValueError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
+
+    place = pick_device(device)
+    model.to(place).train()
+    images = images.to(place)
+    forward = getattr(model, "fast_forward", model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, fused=True)
+    order = torch.Generator().manual_seed(seed)
+
+    history = []
+    with tqdm(total=epochs * len(images), unit=" images", mininterval=1, disable=not progress) as bar:
+        for epoch in range(1, epochs + 1):
+            start, total = time.perf_counter(), torch.zeros((), device=place)
+            for batch in torch.randperm(len(images), generator=order).to(place).split(batch_size):
+                target = model.normalise(images[batch])
+                loss = F.mse_loss(forward(target), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * len(batch)
+                bar.update(len(batch))
+            seconds = time.perf_counter() - start
+            history.append(
+                {
+                    "epoch": epoch,
+                    "loss": total.item() / len(images),
+                    "last_batch_loss": loss.item(),
+                    "seconds": seconds,
+                    "images_per_second": len(images) / seconds,
+                }
+            )
+            if not math.isfinite(history[-1]["loss"]):
+                raise FloatingPointError(f"the loss is {history[-1]['loss']} in epoch {epoch}: lower lr ({lr})")
+            bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{history[-1]['loss']:.4f}")
+            if on_epoch:
+                on_epoch(epoch, model)
+    return history
+
+
+@torch.no_grad()
+def _in_batches(model: nn.Module, network: nn.Module, images: Tensor) -> Tensor:
+    """network(normalised images) on the CPU, in eval mode; the model's mode is left as it was."""
+    if len(images) == 0:
+        raise ValueError("images is empty: there is nothing to encode")
+    place, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        return torch.cat([network(model.normalise(batch.to(place))).cpu() for batch in images.split(ENCODE_BATCH)])
+    finally:
+        model.train(training)
+
+
+def encode(model: nn.Module, images: Tensor) -> Tensor:
+    """The codes of images (uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]): float32 [N, 10], on the CPU."""
+    return _in_batches(model, model.encoder, images)
+
+
+def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
+    """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28]."""
+    return _in_batches(model, model, images)
+
+
+@torch.no_grad()
+def decode(model: nn.Module, codes: Tensor) -> Tensor:
+    """What the decoder draws for codes [N, 10], in the model's normalised units: float32 [N, 1, 28, 28]."""
+    return model.decoder(codes.to(next(model.parameters()).device)).cpu()
