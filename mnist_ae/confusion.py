@@ -61,6 +61,12 @@ def row_normalise(matrix: ArrayLike) -> np.ndarray:
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
 
+def recall(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
+    """float64 [10]: for each digit, the share of its images whose neuron is mapped to it."""
+    shares, mapping = row_normalise(_checked(matrix)), np.asarray(mapping)
+    return np.array([shares[digit, mapping == digit].sum() for digit in range(10)])
+
+
 def dead_neurons(matrix: ArrayLike) -> list[int]:
     """The neurons that are never the most active one: the columns of zeros."""
     return np.flatnonzero(_checked(matrix).sum(axis=0) == 0).tolist()

@@ -164,16 +164,12 @@ def _evaluate(model: nn.Module, digits: data.Digits) -> dict:
     }
 
 
-# ---------------------------------------------------------------------------------------------------- many seeds
-
-
 def sweep(recipe: Recipe, seeds: list[int], digits: data.Digits, *, device: str = "auto") -> pd.DataFrame:
     """Run the recipe for each seed, one thread each and as many at once as there are cores; one row a seed.
 
     Rows go to `figures/seeds.csv` as they finish, in place of earlier ones of the same recipe, epochs and seed.
     """
-    table = files.figures_folder(digits.name) / "seeds.csv"
-    rows = pd.read_csv(table) if table.exists() else pd.DataFrame()
+    rows, table = seeds_table(digits.name), _seeds_csv(digits.name)
     key = ["recipe", "epochs", "seed"]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         jobs = [pool.submit(_sweep_row, recipe, seed, digits.name, device) for seed in seeds]
@@ -182,6 +178,16 @@ def sweep(recipe: Recipe, seeds: list[int], digits: data.Digits, *, device: str 
             with files.replacing(table) as path:
                 rows.to_csv(path, index=False, float_format="%.6g")
     return rows
+
+
+def seeds_table(dataset: str) -> pd.DataFrame:
+    """What `make sweep` has left for a data set: one row a seed; empty where it never ran."""
+    table = _seeds_csv(dataset)
+    return pd.read_csv(table) if table.exists() else pd.DataFrame()
+
+
+def _seeds_csv(dataset: str) -> Path:
+    return files.figures_folder(dataset) / "seeds.csv"
 
 
 def _sweep_row(recipe: Recipe, seed: int, dataset: str, device: str) -> dict:
@@ -198,9 +204,6 @@ def _sweep_row(recipe: Recipe, seed: int, dataset: str, device: str) -> dict:
         "seconds": round(sum(row["seconds"] for row in result.history)),
         **{name: result.metrics[name] for name in ("threads", "device", "torch")},
     }
-
-
-# --------------------------------------------------------------------------------------------------- command line
 
 
 def check_parameters(*, epochs: int, seed: int, device: str, threads: int) -> None:

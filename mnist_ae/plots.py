@@ -7,6 +7,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
@@ -14,8 +15,7 @@ from numpy.typing import ArrayLike
 from mnist_ae import files
 
 matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
-BLUE, ORANGE, GREEN, RED = "#0173B2", "#DE8F05", "#029E73", "#D55E00"
-GREY = "#949494"
+BLUE, ORANGE, GREEN, GREY = "#0173B2", "#DE8F05", "#029E73", "#949494"  # of the style's colour-blind safe cycle
 
 
 def save_figure(fig: Figure, name: str, numbers: pd.DataFrame, dataset: str):
@@ -42,7 +42,7 @@ def architecture(layers: list[dict], title: str) -> Figure:
     """
     boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
     for layer in layers:
-        kind, shape = layer["layer"].split("(")[0], layer["shape"]
+        kind, shape = layer["layer"].split("(")[0].replace("Transpose", "-\nTranspose"), layer["shape"]
         if shape == boxes[-1]["shape"] and not layer["parameters"]:
             boxes[-1]["label"] += f"\n{kind}"
         else:
@@ -66,7 +66,7 @@ def architecture(layers: list[dict], title: str) -> Figure:
             height = 0.2 + 0.32 * np.log10(box["shape"][0])
             ax.add_patch(Rectangle((i - 0.06, -height / 2), 0.12, height, fc=colour))
         ax.text(i, 0.86, box["label"], ha="center", va="bottom", color=colour, weight="bold" if i == code else None)
-        ax.text(i, -0.86, " x ".join(map(str, box["shape"])), ha="center", va="top")
+        ax.text(i, -0.86, " × ".join(map(str, box["shape"])), ha="center", va="top")
         ax.text(i, -1.06, f"{box['parameters']:,}" if box["parameters"] else "-", ha="center", va="top", color=GREY)
     ax.text(-0.55, -0.86, "shape", ha="right", va="top", color="black")
     ax.text(-0.55, -1.06, "parameters", ha="right", va="top", color=GREY)
@@ -77,10 +77,14 @@ def architecture(layers: list[dict], title: str) -> Figure:
     return fig
 
 
-def losses(history: pd.DataFrame, published: Sequence[float], title: str) -> Figure:
-    """history: one row an epoch, with epoch, loss and last_batch_loss; published: one last-batch loss an epoch."""
-    fig = Figure(figsize=(8, 4.2))
+def losses(history: pd.DataFrame, published: Sequence[float], levels: dict[str, float], title: str) -> Figure:
+    """history: one row an epoch, with epoch, loss and last_batch_loss; published: one last-batch loss an epoch.
+
+    levels: losses to compare with, {name: loss}, drawn as named horizontal lines.
+    """
+    fig = Figure(figsize=(10, 4.6))
     ax = fig.subplots()
+    _draw_levels(ax, levels)
     ax.plot(history["epoch"], history["last_batch_loss"], "o-", ms=4, color=BLUE, label="this run, last batch")
     ax.plot(history["epoch"], history["loss"], "-", color=BLUE, alpha=0.45, lw=3, label="this run, mean of the epoch")
     epochs = range(1, len(published) + 1)
@@ -179,31 +183,6 @@ def one_hotness(codes: ArrayLike, entropies: ArrayLike, title: str) -> Figure:
     return fig
 
 
-def likeness(correlations: ArrayLike, rows: Sequence[str], title: str) -> Figure:
-    """Heat map of correlations [neurons, 10 digits], -1 to 1; a frame marks each row's best digit."""
-    correlations = np.asarray(correlations)
-    fig = Figure(figsize=(8.4, 5.6))
-    ax = fig.subplots()
-    sns.heatmap(
-        correlations,
-        annot=True,
-        fmt=".2f",
-        annot_kws={"size": 9},
-        vmin=-1,
-        vmax=1,
-        cmap="cividis",
-        cbar_kws={"label": "correlation over the pixels"},
-        ax=ax,
-    )
-    for row, values in enumerate(correlations):
-        if np.isfinite(values).all():
-            ax.add_patch(Rectangle((values.argmax(), row), 1, 1, fill=False, ec=ORANGE, lw=2.5))
-    ax.set_yticklabels(rows, rotation=0)
-    ax.set(xlabel="average image of the digit", ylabel="")
-    fig.suptitle(title)
-    return fig
-
-
 def recall(recalls: pd.DataFrame, title: str) -> Figure:
     """Grouped bars: one group a digit (the index), one bar a column, 0 to 1."""
     fig = Figure(figsize=(8.5, 3.8))
@@ -233,38 +212,41 @@ def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], titl
 
 
 def accuracies(table: pd.DataFrame, title: str) -> Figure:
-    """Horizontal bars of the column `accuracy` (0 to 1), top row on top, coloured by the column `kind`."""
-    colours = {"this run": BLUE, "published": ORANGE, "without labels": GREEN, "with labels": GREY}
+    """Horizontal bars of the column `accuracy` (0 to 1), top row on top, in the colours of the column `colour`."""
     fig = Figure(figsize=(9, 0.7 + 0.42 * len(table)))
     ax = fig.subplots()
-    bars = ax.barh(table.index, table["accuracy"], color=table["kind"].map(colours))
+    bars = ax.barh(table.index, table["accuracy"], color=table["colour"])
     ax.bar_label(bars, [f" {100 * x:.1f} %" for x in table["accuracy"]])
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy on the test images", xlim=(0, 1.08))
-    ax.legend([Rectangle((0, 0), 1, 1, color=c) for c in colours.values()], colours, loc="lower right")
+    ax.set(xlabel="accuracy on the test images", xlim=(0, 1.1))
     fig.suptitle(title)
     return fig
 
 
-def seeds(table: pd.DataFrame, published: float, guess: float, title: str) -> Figure:
-    """One dot a seed: columns seed, epochs, and the accuracies of `confusion.scores`, as shares."""
-    columns = {"many_to_one_same": "many-to-one, the post's way", "one_to_one": "one-to-one, strict"}
-    fig = Figure(figsize=(8.5, 4))
+def seeds(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
+    """One pair of marks a seed: columns seed, epochs, and two accuracies of `confusion.scores`, 0 to 1.
+
+    levels: accuracies to compare with, {name: accuracy}, drawn as named horizontal lines.
+    """
+    fig = Figure(figsize=(9, 4.2))
     ax = fig.subplots()
-    for i, (column, label) in enumerate(columns.items()):
-        for epochs, group in table.groupby("epochs"):
-            long = epochs > table["epochs"].min()
-            x = group["seed"] + 0.16 * (i - 0.5)
-            colour = [BLUE, ORANGE][i]
-            ax.plot(x, group[column], "*" if long else "o", ms=13 if long else 8, color=colour, mec="white")
-            ax.plot([], [], "*" if long else "o", color=colour, label=f"{label}, {epochs} epochs")
-    ax.axhline(published, color=GREY, ls="--")
-    ax.text(0.01, published, "published: 40.5 %", va="bottom", color=GREY, transform=ax.get_yaxis_transform())
-    ax.axhline(guess, color=GREY, ls=":")
-    ax.text(0.01, guess, "the author's guess: 2/3", va="bottom", color=GREY, transform=ax.get_yaxis_transform())
-    ax.axhline(0.1, color=GREY, ls="-", lw=0.8)
-    ax.text(0.01, 0.1, "chance", va="bottom", color=GREY, transform=ax.get_yaxis_transform())
-    ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=(0, 0.75), xticks=sorted(table["seed"].unique()))
-    ax.legend(ncols=2, loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=8.5)
+    _draw_levels(ax, levels)
+    for (epochs, group), marker in zip(table.groupby("epochs"), "o*sD", strict=False):
+        for column, label, shift, colour in [
+            ("many_to_one_same", "many-to-one, the post's way", -0.08, BLUE),
+            ("one_to_one", "one-to-one, strict", 0.08, ORANGE),
+        ]:
+            ax.plot(
+                group["seed"] + shift, group[column], marker, ms=10, color=colour, label=f"{label}, {epochs} epochs"
+            )
+    ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=(0, 0.75), xticks=sorted(set(table["seed"])))
+    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     fig.suptitle(title)
     return fig
+
+
+def _draw_levels(ax: Axes, levels: dict[str, float]) -> None:
+    """Horizontal lines, {name: height}, named in the right margin."""
+    for name, level in levels.items():
+        ax.axhline(level, color=GREY, lw=1)
+        ax.text(1.01, level, name, va="center", color=GREY, transform=ax.get_yaxis_transform())

@@ -1,0 +1,35 @@
+"""How `make test-notebooks` runs nbval: in a folder of its own, so that every notebook trains for real, and on MNIST.
+
+Loaded with `pytest -p tests.nbval_plugin --nbval`.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mnist_ae import data, files
+
+
+def pytest_configure(config):
+    out = config.stash[OUT] = tempfile.mkdtemp(prefix="mnist-ae-")
+    shutil.copytree(files.HOME / "figures", Path(out, "figures"))  # the committed tables, which notebooks read
+    os.environ["MNIST_AE_OUT"] = out
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.stash[OUT], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """The stored outputs are MNIST's: where it cannot be had, skip and say so."""
+    try:
+        data.load("MNIST")
+    except data.DataUnavailable as reason:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=f"the stored outputs are MNIST's, and {reason}"))
+
+
+OUT = pytest.StashKey[str]()

@@ -1,0 +1,230 @@
+"""The real files where they are at hand; small stand-ins of the same format everywhere else."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import struct
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ae import data
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Files of a few images instead of 60,000: {file: content}, with their checksums as the expected ones."""
+    rng = np.random.default_rng(0)
+    shapes = {file: (shape[0] // 5000, *shape[1:]) for file, shape in data.FILES.items()}
+    contents = {
+        file: struct.pack(f">{1 + len(shape)}I", 2048 + len(shape), *shape)
+        + rng.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8).tobytes()
+        for file, shape in shapes.items()
+    }
+    monkeypatch.setattr(data, "FILES", shapes)
+    monkeypatch.setattr(data, "SHA256", {f: hashlib.sha256(content).hexdigest() for f, content in contents.items()})
+    return contents
+
+
+def lay_out(contents, root, name="MNIST"):
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    for file, content in contents.items():
+        (folder / file).write_bytes(content)
+    return folder
+
+
+def test_real_mnist_has_its_published_counts_and_pixels(mnist):
+    assert mnist.name == "MNIST"
+    assert (mnist.train_images.shape, mnist.train_images.dtype) == ((60_000, 1, 28, 28), torch.uint8)
+    assert (mnist.test_images.shape, mnist.test_labels.dtype) == ((10_000, 1, 28, 28), torch.int64)
+    # The published class counts, and the mean and deviation that the post normalises with.
+    assert mnist.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert mnist.test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    pixels = mnist.train_images.double() / 255
+    assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
+
+
+def test_real_mnist_is_what_torchvision_reads(mnist):
+    from torchvision import datasets
+
+    root = data._data_root(None)
+    for is_train, images, labels in [
+        (True, mnist.train_images, mnist.train_labels),
+        (False, mnist.test_images, mnist.test_labels),
+    ]:
+        theirs = datasets.MNIST(root, train=is_train)
+        assert torch.equal(theirs.data, images[:, 0])
+        assert torch.equal(theirs.targets, labels)
+
+
+def test_files_are_read_from_root_else_environment_raw_or_gzipped(small, tmp_path, monkeypatch):
+    folder = lay_out(small, tmp_path / "raw files")
+    digits = data.load("MNIST", tmp_path / "raw files")
+    assert digits.train_images.numpy().tobytes() == small[IMAGES][16:]
+    assert digits.train_labels.tolist() == list(small[LABELS][8:])
+
+    monkeypatch.setenv("MNIST_AE_DATA", str(tmp_path / "raw files"))
+    assert data.load("auto").checksum == digits.checksum
+
+    for file in small:
+        (folder / f"{file}.gz").write_bytes(gzip.compress((folder / file).read_bytes()))
+        (folder / file).unlink()
+    assert data.load("MNIST").checksum == digits.checksum
+
+
+def test_a_relative_folder_counts_from_the_repository(monkeypatch):
+    monkeypatch.setenv("MNIST_AE_DATA", "some/where")
+    assert data._data_root(None) == data.HOME / "some" / "where"
+    monkeypatch.setenv("MNIST_AE_DATA", "")
+    assert data._data_root(None) == data.HOME / "data"
+
+
+@pytest.mark.parametrize(
+    ("fault", "damage"),
+    [
+        ("is empty", lambda content: b""),
+        ("bytes instead of", lambda content: content[:-1]),
+        ("bytes instead of", lambda content: content[:-5]),
+        ("bytes instead of", lambda content: content + b"\0"),
+        ("announces shape", lambda content: content[:7]),
+        ("announces shape", lambda content: content[:4] + struct.pack(">I", 13) + content[8:]),
+        ("does not start as", lambda content: b"<!DOCTYPE html><title>Log in</title>"),
+        ("does not start as", lambda content: small_magic(content)),
+        ("wrong checksum", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+    ],
+)
+@pytest.mark.parametrize("file", [IMAGES, LABELS])
+def test_a_damaged_file_is_named_with_its_fault_and_never_replaced_by_another_data_set(
+    small, tmp_path, no_network, file, fault, damage
+):
+    path = lay_out(small, tmp_path) / file
+    path.write_bytes(damage(small[file]))
+    for name in ("MNIST", "auto"):
+        with pytest.raises(data.DataError, match=fault) as error:
+            data.load(name, tmp_path)
+        assert str(path) in str(error.value)
+        assert not isinstance(error.value, data.DataUnavailable)
+
+
+def small_magic(content):
+    return struct.pack(">I", 1234) + content[4:]
+
+
+def test_a_gzip_cut_short_and_a_folder_in_place_of_a_file(small, tmp_path, no_network):
+    folder = lay_out(small, tmp_path)
+    (folder / LABELS).unlink()
+    (folder / f"{LABELS}.gz").write_bytes(gzip.compress(small[LABELS])[:-9])
+    with pytest.raises(data.DataError, match=rf"{LABELS}\.gz cannot be read"):
+        data.load("MNIST", tmp_path)
+    (folder / IMAGES).unlink()
+    (folder / IMAGES).mkdir()
+    with pytest.raises(data.DataError, match=f"{IMAGES} cannot be read"):
+        data.load("MNIST", tmp_path)
+
+
+def test_siblings_have_no_checksum_but_their_labels_are_checked(small, tmp_path, no_network):
+    folder = lay_out(small, tmp_path, "KMNIST")
+    assert data.load("KMNIST", tmp_path).name == "KMNIST"
+    (folder / LABELS).write_bytes(small[LABELS][:-1] + bytes([17]))
+    with pytest.raises(data.DataError, match="label 17"):
+        data.load("KMNIST", tmp_path)
+
+
+def test_without_mnist_auto_falls_back_loudly_and_by_name_it_never_does(tmp_path, no_network):
+    with pytest.warns(UserWarning, match=r"NOT MNIST.*bundled digits.*no network \(test\)"):
+        digits = data.load("auto", tmp_path)
+    assert digits.name == "digits"
+    for name in ("MNIST", "FashionMNIST", "KMNIST"):
+        with pytest.raises(data.DataUnavailable, match=f"{name} is not in .*could not be downloaded"):
+            data.load(name, tmp_path)
+    assert list(tmp_path.iterdir()) == [], "a failed download leaves nothing behind"
+
+
+def test_a_data_set_with_a_file_missing_is_an_error_not_a_fallback(small, tmp_path, no_network):
+    (lay_out(small, tmp_path) / LABELS).unlink()
+    with pytest.raises(data.DataError, match=f"incomplete: {LABELS} missing"):
+        data.load("auto", tmp_path)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown data set 'mnist': choose one of auto, MNIST, FashionMNIST, KMNIST, "):
+        data.load("mnist")
+
+
+def test_the_bundled_digits_are_scikit_learns(digits):
+    from sklearn.datasets import load_digits
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # asked for by name, they come without a warning
+        assert data.load("digits").checksum == digits.checksum
+    small, labels = load_digits(return_X_y=True)
+    assert torch.cat([digits.train_labels, digits.test_labels]).tolist() == labels.tolist()
+    images = torch.cat([digits.train_images, digits.test_images])
+    assert (images.shape, images.dtype) == ((1797, 1, 28, 28), torch.uint8)
+    ink = torch.nn.functional.adaptive_avg_pool2d(images[:, :, 4:24, 4:24].float(), 4).flatten(1).numpy()
+    expected = small.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16) * 255 / 16
+    assert np.corrcoef(ink.ravel(), expected.ravel())[0, 1] > 0.99
+    assert images[:, :, :3].max() == 0, "an empty frame, as in MNIST"
+
+
+# ------------------------------------------------------------------- the real download code, against a local server
+
+
+@pytest.fixture
+def server(small, tmp_path, monkeypatch):
+    """A web server on this machine with the gzipped files, and torchvision's KMNIST told to fetch them there."""
+    from torchvision import datasets
+
+    folder = tmp_path / "server"
+    folder.mkdir()
+    for file, content in small.items():
+        (folder / f"{file}.gz").write_bytes(gzip.compress(content))
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        checksums = [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in sorted(folder.iterdir())]
+        for dataset in (datasets.MNIST, datasets.KMNIST):
+            monkeypatch.setattr(dataset, "mirrors", [f"http://127.0.0.1:{web.server_port}/"])
+            monkeypatch.setattr(dataset, "resources", checksums)
+        yield folder
+        web.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("name", ["MNIST", "KMNIST", "auto"])
+def test_download_lays_the_files_out_and_is_done_once(server, small, tmp_path, name):
+    root = tmp_path / "data"
+    digits = data.load(name, root)
+    assert digits.name == ("MNIST" if name == "auto" else name)
+    assert digits.train_images.numpy().tobytes() == small[IMAGES][16:]
+    assert sorted(p.name for p in (root / digits.name / "raw").iterdir()) == sorted(small)
+    assert [p.name for p in root.iterdir()] == [digits.name], "nothing else is left"
+    for file in server.iterdir():
+        file.unlink()
+    assert data.load(name, root).checksum == digits.checksum
+
+
+def test_half_a_data_set_is_completed(server, small, tmp_path):
+    (lay_out(small, tmp_path / "data") / LABELS).unlink()
+    assert data.load("MNIST", tmp_path / "data").train_labels.tolist() == list(small[LABELS][8:])
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b"", None])
+def test_a_login_page_or_half_a_download_is_not_kept(server, tmp_path, content):
+    file = server / f"{LABELS}.gz"
+    file.write_bytes(file.read_bytes()[:-10] if content is None else content)
+    root = tmp_path / "data"
+    with pytest.raises(data.DataUnavailable, match="could not be downloaded"):
+        data.load("MNIST", root)
+    assert list(root.iterdir()) == []

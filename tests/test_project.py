@@ -1,0 +1,216 @@
+"""The promises around the module: one list of dependencies, notebooks fit to be checked, a Makefile that says no."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from mnist_ae import files
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMETERS = {"dataset", "epochs", "seed", "device", "threads"}
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def test_one_list_of_dependencies_and_each_is_pinned():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    assert {re.split(r"[=<>]", entry)[0] for entry in conda} == {"python", "pip", "make"}, "the rest is pyproject's"
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-e .[dev]", "-c constraints.txt"]
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[=<>~! ]", entry)[0].lower() for entry in wanted}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert names <= {name.lower() for name in pins}
+    assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2"), "they must match"
+
+
+def test_every_import_is_a_listed_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[=<>~! ]", entry)[0].lower().replace("-", "_") for entry in project["dependencies"]}
+    names |= {"sklearn", "mnist_ae"} | set(sys.stdlib_module_names)
+    for path in (ROOT / "mnist_ae").glob("*.py"):
+        for module in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M):
+            assert module.lower() in names, f"{path.name} imports {module}"
+
+
+def test_no_import_runs_against_the_flow_of_data():
+    flow = ["files", "data", "models", "train", "confusion", "codes", "published", "experiment", "baselines", "plots"]
+    assert sorted(path.stem for path in (ROOT / "mnist_ae").glob("[a-z]*.py")) == sorted(flow)
+    for position, module in enumerate(flow):
+        source = (ROOT / "mnist_ae" / f"{module}.py").read_text()
+        ours = re.findall(r"^from mnist_ae import (.+)$", source, re.M) + re.findall(
+            r"^from mnist_ae\.(\w+)", source, re.M
+        )
+        for other in (name.strip() for names in ours for name in names.split(",")):
+            assert flow.index(other) < position, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_notebooks_were_executed_and_make_checked_claims(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run `make refresh`"
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+
+    (parameters,) = [cell for cell in cells if "parameters" in tags(cell)]
+    literals = {}
+    exec(parameters.source, {}, literals)
+    assert set(literals) == PARAMETERS, "one set for all, so that the Makefile can pass it to each"
+    assert all(type(value) in (int, str) for value in literals.values()), "plain literals"
+
+    last = cells[-1]
+    assert "nbval-ignore-output" not in tags(last), "the claims at the end are compared"
+    claims = "".join(output.get("text", "") for output in last.outputs).splitlines()
+    assert len(claims) >= 4
+    assert claims == [line for line in claims if ": " in line], "each says what it claims"
+
+    text = path.read_text()
+    assert not re.search(r"/(?:home|root|Users|tmp|work|private|var)/", text), "an absolute path in a stored output"
+    assert "raises-exception" not in text, "passes nbval and fails papermill: catch the error in the cell"
+    assert not re.search(r"^\s*(?:def|class) ", "\n".join(cell.source for cell in cells), re.M), "belongs in mnist_ae"
+    assert set(json.loads(text)["metadata"]) == {"kernelspec"}, "run `make refresh`"
+
+
+def test_every_figure_that_a_notebook_saves_is_kept_with_its_numbers():
+    saved = {
+        name
+        for path in NOTEBOOKS
+        for cell in code_cells(path)
+        for name in re.findall(r'save_figure\(\s*\w+, "(\w+)"', cell.source)
+    }
+    kept = ROOT / "figures"
+    assert saved
+    assert saved == {path.stem for path in kept.glob("*.png")} == {path.stem for path in kept.glob("*.csv")} - {"seeds"}
+
+
+def test_nothing_the_project_keeps_names_a_machine_or_holds_data():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    kept = [ROOT / name for name in listed if name and (ROOT / name).exists()]
+    assert len(kept) > 20
+    for path in kept:
+        assert path.stat().st_size < 2_000_000, path
+        assert "ubyte" not in path.name, path
+
+
+# ------------------------------------------------------------------------------------------------- the Makefile
+
+
+def make(*arguments, **environment):
+    """Run make as a user would, with this Python as the active one and a folder of its own for what it writes."""
+    command = ["make", *arguments, f"PYTHON={sys.executable}"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_make_alone_prints_the_tasks():
+    printed = make().stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    for task in set(phony) - {"FORCE"}:
+        assert re.search(rf"^  {task} +\S", printed, re.M), task
+    assert "EPOCHS=20" in printed
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("EPOCHS=0", "error: epochs must be a whole number from 1 to 10,000, got 0\n"),
+        ("EPOCHS=1e-3", "error: epochs must be a whole number from 1 to 10,000, got '1e-3'\n"),
+        ("DATASET=mnist", "error: unknown data set 'mnist': choose one of"),
+        ("DEVICE=gpu", "error: unknown device 'gpu'"),
+        ("SEED=-1", "error: seed must be a whole number"),
+    ],
+)
+def test_a_bad_parameter_stops_make_before_anything_is_written(argument, message):
+    result = make("run-notebooks", argument, MNIST_AE_DATA=str(ROOT / "nowhere"))
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not Path(os.environ["MNIST_AE_OUT"]).exists()
+
+
+def test_run_notebooks_on_the_bundled_digits_does_only_what_changed():
+    """The whole pipeline for real: papermill, figures in their own folder, and make's idea of what is out of date."""
+    out = Path(os.environ["MNIST_AE_OUT"])
+    arguments = ("run-notebooks", "DATASET=digits", "EPOCHS=1")
+
+    first = make(*arguments)
+    assert first.returncode == 0, first.stderr[-2000:]
+    figures = {path.stem for path in (out / "figures" / "digits").glob("*.png")}
+    assert {"01_loss", "02_confusion", "03_reordered"} <= figures
+    assert list((out / "figures").iterdir()) == [out / "figures" / "digits"], "MNIST's figures are left alone"
+    executed = sorted((out / "runs" / "notebooks").iterdir())
+    assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
+    for path in executed:
+        stamp = nbformat.read(path, as_version=4)
+        (injected,) = [cell for cell in stamp.cells if "injected-parameters" in tags(cell)]
+        assert 'dataset = "digits"' in injected.source
+        assert "epochs = 1" in injected.source
+
+    before = [path.stat().st_mtime_ns for path in executed]
+    assert make(*arguments).returncode == 0
+    assert [path.stat().st_mtime_ns for path in executed] == before, "nothing changed, nothing ran"
+
+    os.utime(executed[1], ns=(1, 1))  # older than its source
+    assert make(*arguments).returncode == 0
+    after = [path.stat().st_mtime_ns for path in executed]
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1] > before[1]
+
+
+def test_notebook_02_before_01_says_what_to_run():
+    import papermill
+
+    out = Path(os.environ["MNIST_AE_OUT"])
+    with pytest.raises(papermill.PapermillExecutionError, match=r"run notebook 01_train .* or `make run-notebooks`"):
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "02_inspect_codes.ipynb",
+            None,
+            parameters={"dataset": "digits", "epochs": 3},
+            cwd=ROOT / "notebooks",
+            progress_bar=False,
+        )
+    assert not (out / "figures").exists()
+
+
+def test_a_failed_notebook_is_kept_and_named(tmp_path):
+    """A repository whose 01 fails in its last cell."""
+    out = Path(os.environ["MNIST_AE_OUT"])
+    copy = tmp_path / "repository"
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "mnist_ae", "notebooks"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
+    broken = nbformat.v4.new_notebook(metadata=json.loads(NOTEBOOKS[0].read_text())["metadata"])
+    broken.cells = [
+        nbformat.v4.new_code_cell("epochs = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("1 / 0"),
+    ]
+    nbformat.write(broken, copy / "notebooks" / "01_train.ipynb")
+    command = ["make", "run-notebooks", "DATASET=digits", f"PYTHON={sys.executable}"]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "error: notebooks/01_train.ipynb failed: read" in result.stderr
+    kept = sorted(path.name for path in (out / "runs" / "notebooks").iterdir())
+    assert kept == ["01_train.failed.ipynb"]
+    assert "ZeroDivisionError" in (out / "runs" / "notebooks" / kept[0]).read_text()
+
+
+def test_the_repository_is_where_files_are_looked_for():
+    assert files.HOME == ROOT
