@@ -20,7 +20,7 @@ PARAMETERS = --dataset '$(DATASET)' --epochs '$(EPOCHS)' --seed '$(SEED)' \
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
 # The figures that the notebooks say they save: if one is gone, they run again.
-FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\", ' $(NOTEBOOKS) | sed 's|.."||; s|\\.*||; s|.*|figures/&.png|')
+FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
 .PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep lint clean FORCE
 
@@ -46,7 +46,8 @@ test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare wh
 refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
 	@$(EXPERIMENT) check --dataset MNIST > /dev/null
 	@for notebook in $(NOTEBOOKS); do \
-	  $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	  $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True \
 	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec $$notebook || exit 1; \
 	done
@@ -80,7 +81,7 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 # A failed notebook is kept for reading; a finished one appears in one step.
-$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*) $(RUNS)/parameters \
+$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
                            $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
 	@mkdir -p $(@D)
 	@$(PYTHON) -m papermill --cwd notebooks --log-output $$(cat $(RUNS)/parameters) $< "$(abspath $(@D))/.$*.ipynb" || { \

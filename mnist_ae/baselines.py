@@ -36,7 +36,7 @@ def supervised(
         model = models.PostAutoencoder()
     optimizer = torch.optim.Adam(model.encoder.parameters(), lr=1e-3, fused=True)
     order = torch.Generator().manual_seed(seed)
-    with tqdm(total=epochs * len(images), unit=" images", mininterval=1, disable=not progress) as bar:
+    with tqdm(total=epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(64):
                 codes = model.encoder(model.normalise(images[batch]))

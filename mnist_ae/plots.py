@@ -231,14 +231,13 @@ def seeds(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
     fig = Figure(figsize=(9, 4.2))
     ax = fig.subplots()
     _draw_levels(ax, levels)
-    for (epochs, group), marker in zip(table.groupby("epochs"), "o*sD", strict=False):
-        for column, label, shift, colour in [
-            ("many_to_one_same", "many-to-one, the post's way", -0.08, BLUE),
-            ("one_to_one", "one-to-one, strict", 0.08, ORANGE),
+    for place, (epochs, group) in enumerate(table.groupby("epochs")):
+        for column, reading, shift, colour in [
+            ("many_to_one_same", "many-to-one, the post's way", -0.07, BLUE),
+            ("one_to_one", "one-to-one, strict", 0.07, ORANGE),
         ]:
-            ax.plot(
-                group["seed"] + shift, group[column], marker, ms=10, color=colour, label=f"{label}, {epochs} epochs"
-            )
+            x, marker = group["seed"] + shift + 0.35 * place, "o*sD"[place % 4]
+            ax.plot(x, group[column], marker, ms=9, color=colour, label=f"{reading}, {epochs} epochs")
     ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=(0, 0.75), xticks=sorted(set(table["seed"])))
     ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     fig.suptitle(title)

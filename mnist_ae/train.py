@@ -73,7 +73,7 @@ def fit(
     order = torch.Generator().manual_seed(seed)
 
     history = []
-    with tqdm(total=epochs * len(images), unit=" images", mininterval=1, disable=not progress) as bar:
+    with tqdm(total=epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
         for epoch in range(1, epochs + 1):
             start, total = time.perf_counter(), torch.zeros((), device=place)
             for batch in torch.randperm(len(images), generator=order).to(place).split(batch_size):

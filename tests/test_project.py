@@ -9,7 +9,9 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+import torch
 import yaml
 
 from mnist_ae import files
@@ -214,3 +216,44 @@ def test_a_failed_notebook_is_kept_and_named(tmp_path):
 
 def test_the_repository_is_where_files_are_looked_for():
     assert files.HOME == ROOT
+
+
+def test_the_commands_of_the_readme_are_tasks_of_the_makefile():
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^make .*$", "\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S)), re.M)
+    assert commands[:2] == ["make run-notebooks", "make test"], "the two commands"
+    tasks = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    for command in commands:
+        task, *variables = command.split("#")[0].split()[1:]
+        assert task in tasks, command
+        for variable in variables:
+            assert re.search(rf"^{variable.split('=')[0]} *\??=", (ROOT / "Makefile").read_text(), re.M), command
+
+
+def test_the_python_example_of_the_readme_runs(monkeypatch, digits, capsys):
+    from mnist_ae import data
+
+    few = data.Digits("digits", *(tensor[:200] for tensor in vars(digits).values() if isinstance(tensor, torch.Tensor)))
+    monkeypatch.setattr(data, "load", lambda: few)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(example, {})
+    assert 0.1 <= float(capsys.readouterr().out) <= 1
+
+
+def test_what_the_readme_links_to_exists():
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_accuracies_of_the_readme_are_those_of_the_committed_table():
+    table = pd.read_csv(ROOT / "figures" / "seeds.csv").set_index("epochs")
+    readme = (ROOT / "README.md").read_text()
+    for row, column, epochs in [
+        ("the post's network, 20 epochs, one-to-one, strict", "one_to_one", 20),
+        ("the same, many-to-one, the post's way", "many_to_one_same", 20),
+        ("the same, 100 epochs, many-to-one, the post's way", "many_to_one_same", 100),
+    ]:
+        values = 100 * table.loc[[epochs], column]
+        spread = [f"{values.min():.1f} %", f"{values.max():.1f} %"] if len(values) > 1 else ["", ""]
+        cells = [row, f"{values.mean():.1f} %", *spread, str(len(values))]
+        assert f"| {' | '.join(cells)} |".replace("|  |  |", "| | |") in readme, cells
