@@ -48,7 +48,7 @@ def test_history_has_one_row_an_epoch_with_the_mean_loss_over_images(digits):
 def test_it_overfits_one_batch(digits):
     images = digits.train_images[:8]
     model = fresh_model()
-    history = train.fit(model, images, epochs=250, lr=0.5, momentum=0.9, progress=False)
+    history = train.fit(model, images, epochs=400, lr=0.5, momentum=0.9, progress=False)
     target = model.normalise(images)
     floor = (target - target.clamp(0, 1)).square().mean().item()  # of any output in 0..1
     blob = (target - target.mean(dim=0).clamp(0, 1)).square().mean().item()  # the same drawing for all
