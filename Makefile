@@ -40,7 +40,7 @@ test: test-unit test-notebooks ## all tests
 test-unit: $(ENVIRONMENT) ## the tests of mnist_ae
 	$(PYTHON) -m pytest tests
 
-test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 10 minutes)
+test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 8 minutes)
 	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
