@@ -5,7 +5,8 @@ EPOCHS  ?= 20#      1 to 10,000
 SEED    ?= 0#       a whole number
 DEVICE  ?= auto#    auto, cpu, cuda or mps
 THREADS ?= 2#       part of a run's identity: another number, other rounding
-SEEDS   ?= 5#       sweep only: how many seeds, counted from 0
+SEEDS   ?= 10#      sweep and ladder only: how many seeds, counted from 0
+RECIPE  ?= ten-digits# sweep only: of ten-digits or post
 
 PYTHON = .venv/bin/python
 SYSTEM_PYTHON ?= python3
@@ -14,7 +15,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 ENVIRONMENT = .venv/installed
 endif
 RUNS = $(if $(MNIST_AE_OUT),$(MNIST_AE_OUT)/)runs
-EXPERIMENT = $(PYTHON) -m mnist_ae.experiment
+TASK = $(PYTHON) -m mnist_ae
 PARAMETERS = --dataset '$(DATASET)' --epochs '$(EPOCHS)' --seed '$(SEED)' \
              --device '$(DEVICE)' --threads '$(THREADS)'
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
@@ -22,7 +23,7 @@ EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
 # The figures that the notebooks say they save: if one is gone, they run again.
 FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
-.PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep lint clean FORCE
+.PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep ladder lint clean FORCE
 
 help: ## print the tasks
 	@echo "tasks:"
@@ -44,7 +45,7 @@ test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare wh
 	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
-	@$(EXPERIMENT) check --dataset MNIST > /dev/null
+	@$(TASK) check --dataset MNIST > /dev/null
 	@for notebook in $(NOTEBOOKS); do \
 	  $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True \
@@ -56,8 +57,11 @@ refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their def
 lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
 	$(PYTHON) -m jupyter lab --notebook-dir notebooks
 
-sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/seeds.csv
-	$(EXPERIMENT) sweep $(PARAMETERS) --seeds '$(SEEDS)'
+sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
+	$(TASK) sweep $(PARAMETERS) --seeds '$(SEEDS)' --recipe '$(RECIPE)'
+
+ladder: $(ENVIRONMENT) ## train every rung of notebook 04 for SEEDS seeds, into figures/ladder.csv
+	$(TASK) ladder $(PARAMETERS) --seeds '$(SEEDS)'
 
 lint: $(ENVIRONMENT) ## ruff
 	$(PYTHON) -m ruff check .
@@ -76,7 +80,7 @@ clean: ## delete runs/ and caches; figures/, data/ and .venv stay
 # Rewritten only when a parameter changed, so that make knows what is out of date; fails on a parameter or a data file
 # that cannot be used, before anything runs.
 $(RUNS)/parameters: FORCE $(ENVIRONMENT)
-	@dataset=$$($(EXPERIMENT) check $(PARAMETERS)) && mkdir -p $(@D) && \
+	@dataset=$$($(TASK) check $(PARAMETERS)) && mkdir -p $(@D) && \
 	  echo "-p dataset $$dataset -p epochs $(EPOCHS) -p seed $(SEED) -p device $(DEVICE) -p threads $(THREADS)" > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 

@@ -20,10 +20,13 @@ class PostAutoencoder(nn.Module):
     activations: True for the network of the published notebook, whose 40.53 % we reproduce; its code is a softmax
         (ten numbers in [0, 1], sum 1) and its output a sigmoid (in (0, 1)). False for the post's listing read
         literally: no non-linearity anywhere, so encoder and decoder are affine maps.
+    reachable: True to read and draw pixels in [0, 1], which a sigmoid can reach, in place of normalised ones.
     """
 
-    def __init__(self, activations: bool = True):
+    def __init__(self, activations: bool = True, reachable: bool = False):
         super().__init__()
+        if reachable:
+            self.normalise = pixels
 
         def layers(*modules: nn.Module | None) -> nn.Sequential:
             return nn.Sequential(*[module for module in modules if module is not None])
@@ -90,6 +93,43 @@ def _transposed_pair(maps: Tensor, first: nn.ConvTranspose2d, second: nn.ConvTra
     for i in range(k):
         images[:, 0, i : i + h] += rows[:, :, i]
     return images
+
+
+class TenNeurons(nn.Module):
+    """The autoencoder of the label-free recipe. float32 [N, 1, 28, 28] -> the same shape, all in [0, 1].
+
+    encoder: images in [0, 1] -> code [N, 10], a softmax. decoder: code -> images. Three convolutions that halve the
+    image, with batch normalisation, find what a digit is made of; the decoder sees the ten numbers and nothing else.
+    """
+
+    def __init__(self, channels: tuple[int, int, int] = (16, 32, 64), hidden: int = 128):
+        super().__init__()
+        blocks = [
+            layer
+            for seen, made in zip((1, *channels), channels, strict=False)
+            for layer in (
+                nn.Conv2d(seen, made, kernel_size=5, stride=2, padding=2, bias=False),
+                nn.BatchNorm2d(made),
+                nn.ReLU(),
+            )
+        ]
+        self.encoder = nn.Sequential(
+            *blocks,  # (N, 64, 4, 4)
+            nn.Flatten(),
+            nn.Linear(channels[-1] * 16, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 10),
+            nn.Softmax(dim=1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(10, 400), nn.ReLU(), nn.Linear(400, 784), nn.Sigmoid(), nn.Unflatten(1, (1, 28, 28))
+        )
+        self.to(memory_format=torch.channels_last)  # a tenth to a third faster on CPUs
+
+    normalise = staticmethod(pixels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images))
 
 
 def layer_table(model: nn.Module, images: Tensor) -> list[dict]:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mnist_ae import confusion, data, experiment, train
+from mnist_ae import __main__, confusion, data, experiment, train
 
 QUICK = replace(experiment.POST, epochs=2)
 
@@ -120,15 +120,15 @@ def test_an_interrupted_run_leaves_no_finished_one(few, tmp_path, monkeypatch):
 def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
     recipe, digits = replace(experiment.POST, epochs=1), data.load("digits")
-    experiment.sweep(recipe, [1], digits)
-    experiment.sweep(recipe, [0, 1], digits)
+    experiment.sweep([(recipe, 1)], digits)
+    experiment.sweep([(recipe, 0), (recipe, 1)], digits)
     table = pd.read_csv(tmp_path / "figures" / "digits" / "seeds.csv")
     assert table["seed"].tolist() == [0, 1]
-    pd.testing.assert_frame_equal(table, experiment.seeds_table("digits"))
+    pd.testing.assert_frame_equal(table, experiment.read_table("seeds", "digits"))
     torch.set_num_threads(1)
     here = run(recipe, 1, digits, tmp_path / "here")
     assert table["one_to_one"][1] == pytest.approx(here.metrics["accuracy"]["one_to_one"], rel=1e-5)
-    assert experiment.seeds_table("KMNIST").empty
+    assert experiment.read_table("seeds", "KMNIST").empty
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch
 )
 def test_the_command_line_refuses_in_one_sentence(option, value, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        experiment.main(["check", "--dataset", "digits", f"{option}={value}"])
+        __main__.main(["check", "--dataset", "digits", f"{option}={value}"])
     assert str(stop.value).startswith("error: ")
     assert message in str(stop.value)
     assert capsys.readouterr().out == ""
@@ -154,7 +154,7 @@ def test_the_command_line_refuses_in_one_sentence(option, value, message, capsys
 
 def test_check_prints_the_data_set_and_warns_where_it_is_not_mnist(tmp_path, monkeypatch, no_network, capsys):
     monkeypatch.setenv("MNIST_AE_DATA", str(tmp_path))
-    experiment.main(["check"])
+    __main__.main(["check"])
     out, err = capsys.readouterr()
     assert out == "digits\n"
     assert "NOT MNIST" in err

@@ -1,0 +1,65 @@
+"""Random changes that leave a digit what it is. Each image of a batch gets a draw of its own."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _uniform(count: int, generator: torch.Generator) -> Tensor:
+    return 2 * torch.rand(count, generator=generator) - 1
+
+
+def warp(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    rotation: float = 20,
+    scale: float = 0.2,
+    shear: float = 0.3,
+    shift: float = 0.15,
+) -> Tensor:
+    """Rotate, stretch, slant and move each image: float [N, 1, H, W] -> the same shape and range, 0 from outside.
+
+    Drawn uniformly: rotation up to so many degrees either way; scale up to 1 +- so much, in x and y apart; shear up to
+    so many pixels sideways a pixel of height; shift up to so much of half the width. All 0: the image itself.
+    generator: on the CPU, so that a seed draws the same on every device.
+    """
+    n = len(images)
+    angle = _uniform(n, generator) * math.radians(rotation)
+    wide, high = (1 + scale * _uniform(n, generator) for _ in range(2))
+    slant = shear * _uniform(n, generator)
+    right, down = (shift * _uniform(n, generator) for _ in range(2))
+    # Each row says where, in the old image, an output pixel's colour is fetched.
+    x = torch.stack([angle.cos() / wide, slant - angle.sin() / wide, right], dim=1)
+    y = torch.stack([angle.sin() / high, angle.cos() / high, down], dim=1)
+    grid = F.affine_grid(torch.stack([x, y], dim=1).to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def thicken(images: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
+    """Make the strokes of each image thicker or thinner, by up to a pixel: float [N, 1, H, W] -> same shape and range.
+
+    A blend of the image with the brightest (or darkest) of each 3 x 3 neighbourhood, drawn from 0 to `strength` (to 1).
+    """
+    change = strength * _uniform(len(images), generator).view(-1, 1, 1, 1).to(images.device)
+    brightest, darkest = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
+    return torch.where(change > 0, images + change * (brightest - images), images - change * (darkest - images))
+
+
+def window(images: Tensor, generator: torch.Generator, *, low: int = 12, high: int = 18, share: float = 1.0) -> Tensor:
+    """Show a band of rows or of columns, black elsewhere: float [N, 1, 28, 28] -> the same shape and range.
+
+    The band is `low` to `high` pixels wide and lies in the middle 24, where the ink of MNIST is. share: the chance, 0
+    to 1, that an image is cut at all.
+    """
+    n = len(images)
+    width = torch.randint(low, high + 1, (n, 1), generator=generator)
+    first = 2 + (torch.rand(n, 1, generator=generator) * (25 - width)).floor()
+    place = torch.arange(28)
+    band = (place >= first) & (place < first + width)
+    rows = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
+    shown = torch.where(rows, band[:, None, :, None], band[:, None, None, :])
+    shown |= torch.rand(n, 1, 1, 1, generator=generator) >= share
+    return images * shown.to(images.device)

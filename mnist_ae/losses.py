@@ -1,0 +1,28 @@
+"""What the label-free recipe asks of codes: to be sure, to use all neurons, to stay the same when the image is warped.
+
+A code is a softmax: float [N, 10], not negative, each row with sum 1. All values are in nats.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+SMALLEST = 1e-8  # keeps the logarithm of a code finite
+
+
+def entropy(codes: Tensor) -> Tensor:
+    """codes [..., 10] -> [...]: 0 for one-hot, log(10) = 2.30 for uniform."""
+    return -(codes * codes.clamp_min(SMALLEST).log()).sum(-1)
+
+
+def mutual_information(codes: Tensor, balance: float = 1.0) -> Tensor:
+    """balance * H(mean code) - mean H(code): a scalar, at most balance * log(10).
+
+    With balance 1 it is the mutual information of image and neuron. Its first term is largest where all neurons are
+    used equally often, its second where each code is one-hot. (Bridle, Heading and MacKay 1991; IMSAT has balance 4.)
+    """
+    return balance * entropy(codes.mean(0)) - entropy(codes).mean()
+
+
+def consistency(fixed: Tensor, log_codes: Tensor) -> Tensor:
+    """Mean KL divergence of the codes exp(log_codes) [N, 10] from codes held `fixed` [N, 10]: a scalar >= 0."""
+    return F.kl_div(log_codes, fixed.detach(), reduction="batchmean")

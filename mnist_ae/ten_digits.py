@@ -1,0 +1,282 @@
+"""The recipe that learns ten digits without a label: short starts, a vote, and students that correct each other.
+
+1. **Starts.** Several small autoencoders, each from its own first weights, learn for two epochs that a warped image
+   keeps its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code.
+2. **Vote.** Their neurons are put in the same order and their codes averaged. What one start got wrong (as a rule a
+   whole style of digit, in a wrong neuron) the others vote down, or at least the vote is unsure.
+3. **Students.** A fresh autoencoder learns the vote where it is sure, from warped images, and elsewhere its own
+   opinion, once it is sure. The first students often see only a band of the image. A part must be enough: the upper
+   half of a 9 with a curled tail is that of a 9, not that of a 3. Each student's reading is the next one's vote.
+
+Nothing here ever sees a label.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mnist_ae import augment, losses, models, train
+
+RECONSTRUCTION = 5.0  # weight of the mean squared error of the drawing, in starts and students
+
+OnEpoch = Callable[[int, nn.Module], None]
+Fitted = tuple[nn.Module, list[dict]]
+
+
+@dataclass
+class Batch:
+    """What a loss is given: images float [B, 1, 28, 28] in [0, 1], which ones they are, and what to work with."""
+
+    model: nn.Module
+    teacher: nn.Module  # the moving average of the model, in eval mode
+    images: Tensor
+    index: Tensor  # int64 [B], their places in the training set
+    epoch: int  # from 1
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start, and by itself a recipe: warped images keep their code, codes are one-hot, all neurons are used, and the
+    decoder draws the image.
+
+    reconstruction, information: the weights of those terms; a 0 drops a term. balance: see `losses.mutual_information`.
+    It makes the start: with half of it, some starts merge two digits. It also does harm, since MNIST's digits are not
+    equally frequent: what is too much for one neuron moves to another. That is why students do without it.
+    warped: False to learn from the images as they are. post: True for the post's network, with a target it can reach.
+    """
+
+    name: str = "start"
+    epochs: int = 2
+    reconstruction: float = RECONSTRUCTION
+    information: float = 0.1
+    balance: float = 4.0
+    warped: bool = True
+    post: bool = False
+
+    def model(self) -> nn.Module:
+        return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons()
+
+    def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
+        """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `learn` returns."""
+        with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
+            model = born(self.model, seed)
+            history = learn(model, images, self.loss, epochs=self.epochs, seed=seed, lr=1e-3, device=device, bar=bar)
+        if on_epoch:
+            on_epoch(self.epochs, model)
+        return model, history
+
+    def loss(self, batch: Batch) -> Tensor:
+        """For `learn`."""
+        x, n = batch.images, len(batch.images)
+        warped = augment.warp(augment.thicken(x, batch.generator), batch.generator) if self.warped else x
+        if not self.information:
+            code = log_codes(batch.model, warped).exp()
+            return F.mse_loss(batch.model.decoder(code), x)
+        both = log_codes(batch.model, torch.cat([x, warped]))
+        code = both[:n].exp()
+        loss = losses.consistency(code, both[n:]) - self.information * losses.mutual_information(code, self.balance)
+        if self.reconstruction:
+            loss = loss + self.reconstruction * F.mse_loss(batch.model.decoder(code), x)
+        return loss
+
+
+@dataclass(frozen=True)
+class Student:
+    """How one student learns.
+
+    epochs: over all images. windows: the share of images, 0 to 1, of which it sees a band only. thickness: strokes get
+    thicker or thinner by up to so much of a pixel, 0 to 1. sure: votes count where their largest number is above it.
+    """
+
+    epochs: int = 6
+    windows: float = 0.0
+    thickness: float = 0.0
+    sure: float = 0.9
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a run but its seed and its images."""
+
+    name: str = "ten-digits"
+    starts: int = 5
+    start: Start = Start()
+    students: tuple[Student, ...] = (
+        Student(windows=0.5, sure=0.8),
+        Student(windows=0.5, thickness=0.5),
+        Student(),
+    )
+
+    @property
+    def epochs(self) -> int:
+        """Over all images, starts and students together."""
+        return self.starts * self.start.epochs + sum(student.epochs for student in self.students)
+
+    def model(self) -> nn.Module:
+        return models.TenNeurons()
+
+    def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
+        """images: uint8 [N, 1, 28, 28] -> the last student, and what `learn` returns for each part, with its name.
+
+        on_epoch(epoch, model) is called at the end of each part, with the epochs until then.
+        """
+        history, readings, votes = [], [], None
+        parts = [(f"start {k + 1}", self.start) for k in range(self.starts)]
+        parts += [(f"student {k + 1}", student) for k, student in enumerate(self.students)]
+        with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
+            for number, (name, part) in enumerate(parts):
+                own = 1000 * seed + number  # each part draws random numbers of its own
+                model = born(self.model, own)
+                if name == "student 1":
+                    votes = vote(readings)
+                loss, lr = (part.loss, 1e-3) if part is self.start else (student_loss(part, votes), 2e-3)
+                rows = learn(model, images, loss, epochs=part.epochs, seed=own, lr=lr, device=device, bar=bar)
+                history += [{"part": name} | row for row in rows]
+                if part is self.start:
+                    readings.append(train.encode(model, images))
+                elif number + 1 < len(parts):
+                    votes = read(model, images, seed=own, windows=part.windows > 0)
+                if on_epoch:
+                    on_epoch(len(history), model)
+        return model, history
+
+
+def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A new model with the first weights of `seed`; the caller's random numbers are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind()
+
+
+def learn(
+    model: nn.Module,
+    images: Tensor,
+    loss_of: Callable[[Batch], Tensor],
+    *,
+    epochs: int,
+    seed: int,
+    lr: float,
+    batch_size: int = 128,
+    device: str = "cpu",
+    bar: tqdm | None = None,
+) -> list[dict]:
+    """Minimise `loss_of` over images uint8 [N, 1, 28, 28]: AdamW, one cycle of the rate up to `lr` and down to 0.
+
+    An epoch is a pass over the images; where they are few, as many passes as make 100 batches. Leaves in `model` the
+    moving average of its weights, which is steadier than the last ones. Returns a dict an epoch: epoch (from 1), loss
+    (mean over its batches), seconds. Raises ValueError for less than a batch of images and FloatingPointError at the
+    end of an epoch whose loss is not finite.
+    """
+    if len(images) < batch_size:
+        raise ValueError(f"{len(images)} images are less than one batch of {batch_size}")
+    place, passes = train.pick_device(device), math.ceil(100 / (len(images) // batch_size))
+    steps = len(images) * passes // batch_size
+    images, model = images.to(place), model.to(place).train()
+    teacher = copy.deepcopy(model).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4, fused=True)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
+    generator = torch.Generator().manual_seed(seed)
+
+    history = []
+    for epoch in range(1, epochs + 1):
+        begin, total = time.perf_counter(), torch.zeros((), device=place)
+        order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(passes)])
+        for step, index in enumerate(order[: steps * batch_size].split(batch_size), (epoch - 1) * steps):
+            x = models.pixels(images[index.to(place)])
+            loss = loss_of(Batch(model, teacher, x, index, epoch, generator))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            move_average(teacher, model, step)
+            total += loss.detach()
+            if bar is not None:
+                bar.update(len(index) / passes)
+        history.append({"epoch": epoch, "loss": total.item() / steps, "seconds": time.perf_counter() - begin})
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss is {history[-1]['loss']} in epoch {epoch}: lower lr ({lr})")
+    model.load_state_dict(teacher.state_dict())
+    return history
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the weights of `average` towards those of `model`: the mean of all so far, later of the last 500 or so."""
+    share = max(1 / (step + 2), 1 / 500)
+    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, share)
+
+
+def log_codes(model: nn.Module, images: Tensor) -> Tensor:
+    """The logarithm of the codes of images float [N, 1, 28, 28] in [0, 1]: [N, 10], exact where a code rounds to 0."""
+    return F.log_softmax(model.encoder[:-1](model.normalise(images)), dim=1)
+
+
+def vote(readings: list[Tensor]) -> Tensor:
+    """The mean of several models' codes [N, 10] of the same images, their neurons put in one order: float [N, 10].
+
+    The order is that of the reading with the largest mutual information. One that has much less of it (0.06 nats) has
+    merged two digits, or split one, and has no vote.
+    """
+    information = [losses.mutual_information(codes).item() for codes in readings]
+    best = readings[max(range(len(readings)), key=information.__getitem__)]
+    aligned = []
+    for codes, own in zip(readings, information, strict=True):
+        if own > max(information) - 0.06:
+            _, order = linear_sum_assignment((best.T @ codes).numpy(), maximize=True)
+            aligned.append(codes[:, order])
+    return torch.stack(aligned).mean(0)
+
+
+def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:
+    """A loss for `learn`: where the votes [N, 10] are sure, they are the answer; elsewhere, from the second epoch on,
+    the teacher is (the student's own moving average, which sees the whole image), if it is sure.
+    """
+    certainty, answers = votes.max(dim=1)
+
+    def loss_of(batch: Batch) -> Tensor:
+        x, generator = batch.images, batch.generator
+        answer, known = answers[batch.index].to(x.device), (certainty[batch.index] > student.sure).to(x.device)
+        if batch.epoch > 1:
+            with torch.no_grad():
+                own, opinion = log_codes(batch.teacher, x).exp().max(dim=1)
+            answer = torch.where(known, answer, opinion)
+            known |= own > 0.9
+        seen = augment.thicken(x, generator, strength=student.thickness) if student.thickness else x
+        seen = augment.window(augment.warp(seen, generator), generator, share=student.windows)
+        codes = log_codes(batch.model, seen)
+        loss = (F.nll_loss(codes, answer, reduction="none") * known).mean()
+        return loss + RECONSTRUCTION * F.mse_loss(batch.model.decoder(codes.exp()), x)
+
+    return loss_of
+
+
+@torch.no_grad()
+def read(model: nn.Module, images: Tensor, *, seed: int, windows: bool, views: int = 4) -> Tensor:
+    """What a student makes of images uint8 [N, 1, 28, 28], seen whole and in parts: float [N, 10] on the CPU.
+
+    The mean of its codes of the image and of `views` warped ones. windows: half of the reading is then the geometric
+    mean of its codes of 2 x `views` bands, where a part that fits many digits counts less than one that rules them out.
+    """
+    place, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
+    model.eval()
+    readings = []
+    for chunk in images.split(train.ENCODE_BATCH):
+        x = models.pixels(chunk.to(place))
+        whole = [x, *(augment.warp(x, generator) for _ in range(views))]
+        reading = torch.stack([log_codes(model, view).exp() for view in whole]).mean(0)
+        if windows:
+            parts = torch.stack([log_codes(model, augment.window(x, generator)) for _ in range(2 * views)])
+            reading = (reading + parts.mean(0).softmax(dim=1)) / 2
+        readings.append(reading.cpu())
+    return torch.cat(readings)
