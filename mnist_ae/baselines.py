@@ -6,6 +6,8 @@
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -22,6 +24,28 @@ def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tup
     flat = [models.pixels(images).flatten(1).numpy() for images in (train_images, test_images)]
     model.fit(flat[0])
     return tuple(np.eye(10)[model.predict(images)] for images in flat)
+
+
+def mixture_clusters(
+    train_images: Tensor, test_images: Tensor, seed: int, *, reduction: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A mixture of 10 Gaussians on reduced pixels: clusters of train and test images, one-hot [N, 10].
+
+    images: uint8 [N, 1, 28, 28]. reduction: "pca", 50 principal components; or "umap", an embedding in 10 dimensions
+    (15 neighbours, no least distance), into which test images are placed after it was fitted. Else ValueError.
+    """
+    if reduction not in ("pca", "umap"):
+        raise ValueError(f"reduction must be pca or umap, got {reduction!r}")
+    flat = [models.pixels(images).flatten(1).numpy() for images in (train_images, test_images)]
+    if reduction == "pca":
+        reduce = PCA(50, random_state=seed)
+    else:
+        from umap import UMAP  # which takes seconds to import
+
+        reduce = UMAP(n_components=10, n_neighbors=15, min_dist=0, random_state=seed, n_jobs=1)
+    learnt = reduce.fit_transform(flat[0])
+    model = GaussianMixture(10, n_init=3, reg_covar=1e-4, random_state=seed).fit(learnt)
+    return tuple(np.eye(10)[model.predict(points)] for points in (learnt, reduce.transform(flat[1])))
 
 
 def supervised(

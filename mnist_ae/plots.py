@@ -223,6 +223,43 @@ def accuracies(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def ladder(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
+    """One line a row, the first at the bottom: columns mean, worst, best (0 to 1); the index says what it is.
+
+    levels: accuracies to compare with, {name: accuracy}, drawn as named vertical lines.
+    """
+    fig = Figure(figsize=(11, 1.3 + 0.5 * len(table)))
+    ax = fig.subplots()
+    for name, level in levels.items():
+        ax.axvline(level, color=GREY, lw=1)
+        ax.text(level, len(table) - 0.4, name, ha="center", va="bottom", color=GREY)
+    height = np.arange(len(table))
+    ax.hlines(height, table["worst"], table["best"], color=BLUE, alpha=0.45, lw=5)
+    ax.plot(table["mean"], height, "o", color=BLUE, ms=8)
+    for y, mean in zip(height, table["mean"], strict=True):
+        ax.annotate(f"{100 * mean:.1f} %", (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    ax.set_yticks(height, table.index)
+    ax.set(xlabel="accuracy on the test images (dot: mean, bar: worst to best seed)", xlim=(0, 1.04))
+    ax.set_ylim(-0.6, len(table) - 0.3)
+    fig.suptitle(title)
+    return fig
+
+
+def gallery(images: ArrayLike, captions: Sequence[str], title: str, columns: int = 16) -> Figure:
+    """Images [N, 28, 28] in rows of `columns`, each with its caption; at least one image."""
+    images = np.asarray(images)
+    rows = -(-len(images) // columns)
+    fig = Figure(figsize=(0.8 * columns, 1.05 * rows + 0.8))
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, caption in zip(axes, images, captions, strict=False):
+        ax.imshow(image, cmap="gray_r")
+        ax.set_title(caption, fontsize=8, color="black", pad=2)
+    fig.suptitle(title)
+    return fig
+
+
 def seeds(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
     """One pair of marks a seed: columns seed, epochs, and two accuracies of `confusion.scores`, 0 to 1.
 

@@ -41,6 +41,10 @@ def draw_all():
         "recall": plots.recall(pd.DataFrame({"one": rng.random(10), "two": rng.random(10)}), "title"),
         "sharing": plots.sharing(rng.random(45), rng.random(45), [f"pair {k}" for k in range(45)], "title"),
         "accuracies": plots.accuracies(pd.DataFrame({"accuracy": [0.1, 0.9], "colour": ["C0", "C1"]}), "title"),
+        "ladder": plots.ladder(
+            pd.DataFrame({"mean": [0.4, 0.9], "worst": [0.3, 0.8], "best": [0.5, 1.0]}, ["a", "b"]), {"x": 0.5}, "title"
+        ),
+        "gallery": plots.gallery(images[:3], ["a", "b", "c"], "title", columns=2),
         "seeds": plots.seeds(seeds, {"published": 0.4}, "title"),
     }
 

@@ -1,0 +1,162 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ae import baselines, confusion, data, experiment, losses, ten_digits, train
+from mnist_ae.ten_digits import Recipe, Start, Student
+
+QUICK = Recipe("quick", starts=2, start=Start(epochs=2), students=(Student(epochs=1, windows=0.5), Student(epochs=2)))
+
+
+def one_hot(neurons):
+    return torch.eye(10)[torch.as_tensor(neurons)]
+
+
+@pytest.fixture(scope="module")
+def quick(digits):
+    torch.set_num_threads(2)
+    return QUICK.fit(digits.train_images, 0, device="cpu", progress=False)
+
+
+def score(codes_train, codes_test, digits):
+    mapping = confusion.one_to_one_mapping(confusion.confusion_matrix(digits.train_labels, codes_train))
+    return confusion.accuracy(confusion.confusion_matrix(digits.test_labels, codes_test), mapping)
+
+
+def test_a_run_of_seconds_beats_kmeans_by_ten_points_on_the_bundled_digits(quick, digits):
+    model, history = quick
+    ours = score(train.encode(model, digits.train_images), train.encode(model, digits.test_images), digits)
+    kmeans = [
+        score(*baselines.kmeans_clusters(digits.train_images, digits.test_images, seed), digits) for seed in range(5)
+    ]
+    assert ours > np.mean(kmeans) + 0.1
+    assert [row["part"] for row in history] == ["start 1"] * 2 + ["start 2"] * 2 + ["student 1"] + ["student 2"] * 2
+    assert QUICK.epochs == len(history)
+    assert all(np.isfinite(row["loss"]) for row in history)
+
+
+def test_the_code_is_ten_numbers_and_the_decoder_sees_nothing_else(quick, digits):
+    model = quick[0].eval()
+    codes = train.encode(model, digits.test_images)
+    assert codes.shape == (len(digits.test_images), 10)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(len(codes)))
+    drawn = train.decode(model, codes[:5])
+    torch.testing.assert_close(drawn, train.reconstruct(model, digits.test_images[:5]))
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+
+
+def test_labels_never_reach_the_recipe(digits, tmp_path):
+    """Permuted labels: the same weights, bit for bit, although the scores differ."""
+    recipe = replace(QUICK, start=Start(epochs=1), students=(Student(epochs=1),))
+    shuffled = replace(digits, train_labels=digits.train_labels[torch.randperm(len(digits.train_labels))])
+    results = [
+        experiment.run(recipe, 3, each, tmp_path / name, progress=False)
+        for name, each in {"truth": digits, "shuffled": shuffled}.items()
+    ]
+    for a, b in zip(*(result.model.state_dict().values() for result in results), strict=True):
+        assert torch.equal(a, b)
+    assert results[0].metrics["accuracy"] != results[1].metrics["accuracy"]
+    found = experiment.load(recipe, 3, digits, tmp_path / "truth")
+    assert found.reused
+    assert torch.equal(
+        train.encode(found.model, digits.test_images), train.encode(results[0].model, digits.test_images)
+    )
+
+
+def test_votes_do_not_care_for_the_order_of_neurons(rng):
+    truth = rng.integers(10, size=600)
+    readings = []
+    for _ in range(3):
+        neurons = truth.copy()
+        wrong = rng.random(600) < 0.05
+        neurons[wrong] = rng.integers(10, size=wrong.sum())
+        readings.append(0.9 * one_hot(neurons) + 0.01)
+    orders = [torch.tensor(rng.permutation(10)) for _ in readings]
+    plain = ten_digits.vote(readings)
+    mixed = ten_digits.vote([reading[:, order] for reading, order in zip(readings, orders, strict=True)])
+    best = int(np.argmax([losses.mutual_information(reading) for reading in readings]))
+    torch.testing.assert_close(mixed, plain[:, orders[best]])
+    assert (plain.argmax(dim=1).numpy() == truth).mean() > 0.98, "three readings at 95 % are better than one"
+
+
+def test_a_start_that_merged_two_digits_has_no_vote(rng):
+    truth = rng.integers(10, size=600)
+    good, merged = one_hot(truth), one_hot(np.where(truth == 9, 4, truth))
+    torch.testing.assert_close(ten_digits.vote([good, merged, good]), good)
+    torch.testing.assert_close(ten_digits.vote([merged, good]), good)
+
+
+def batch(model, images, epoch):
+    teacher = ten_digits.born(lambda: type(model)(), 9).eval()
+    return ten_digits.Batch(model, teacher, images, torch.arange(len(images)), epoch, torch.Generator().manual_seed(0))
+
+
+def test_a_student_learns_sure_votes_only_until_it_has_an_opinion(digits):
+    images = digits.train_images[:32].float() / 255
+    model = ten_digits.born(Recipe().model, 0)
+    unsure = torch.full((32, 10), 0.1)
+    drawing = ten_digits.student_loss(Student(sure=0.95), unsure)(batch(model, images, 1)).item()
+    sure = ten_digits.student_loss(Student(sure=0.95), one_hot([3] * 32))(batch(model, images, 1)).item()
+    assert sure > drawing + 1, "ten neurons, first weights: about log(10) nats"
+    # From the second epoch on the teacher adds what it is sure of: nothing, with its first weights.
+    assert ten_digits.student_loss(Student(), unsure)(batch(model, images, 2)).item() == pytest.approx(
+        drawing, rel=0.05
+    )
+
+
+def test_the_start_asks_for_what_it_says(digits):
+    images = digits.train_images[:64].float() / 255
+    model = ten_digits.born(Recipe().model, 0)
+    full = Start().loss(batch(model, images, 1)).item()
+    without = Start(reconstruction=0).loss(batch(model, images, 1)).item()
+    codes = ten_digits.log_codes(model, torch.cat([images, images]))[:64].exp()
+    error = ((model.decoder(codes) - images) ** 2).mean().item()
+    assert full - without == pytest.approx(5 * error, rel=0.05)
+
+
+def test_the_average_of_weights_is_their_mean_at_first():
+    model, average = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    seen = [average.weight.item()]
+    for step in range(5):
+        torch.nn.init.normal_(model.weight)
+        seen.append(model.weight.item())
+        ten_digits.move_average(average, model, step)
+    assert average.weight.item() == pytest.approx(np.mean(seen), rel=1e-5)
+
+
+def test_a_seed_is_a_run(digits):
+    recipe = Start(epochs=1)
+    runs = [recipe.fit(digits.train_images[:300], seed, device="cpu", progress=False)[0] for seed in (0, 0, 1)]
+    a, b, c = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in runs)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_too_few_images_and_a_loss_that_is_not_finite_are_errors(digits):
+    with pytest.raises(ValueError, match="100 images are less than one batch of 128"):
+        Start().fit(digits.train_images[:100], 0, device="cpu", progress=False)
+    model = Recipe().model()
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        ten_digits.learn(
+            model,
+            digits.train_images[:128],
+            lambda b: b.model.encoder[0].weight.sum() * torch.nan,
+            epochs=1,
+            seed=0,
+            lr=1e-3,
+        )
+
+
+@pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST"])
+def test_the_recipe_runs_on_its_siblings_where_they_are_at_hand(name):
+    try:
+        root = data._data_root(None)
+        if not (root / name / "raw").exists():
+            pytest.skip(f"{name} is not in {root}")
+        digits = data.load(name)
+    except data.DataError as reason:
+        pytest.skip(str(reason))
+    model, _ = QUICK.fit(digits.train_images[:2000], 0, device="cpu", progress=False)
+    assert train.encode(model, digits.test_images[:100]).shape == (100, 10)
