@@ -27,6 +27,8 @@ from mnist_ae import augment, losses, models, train
 
 RECONSTRUCTION = 5.0  # weight of the mean squared error of the drawing, in starts and students
 
+LEAST_BATCHES = 400  # in an epoch; MNIST has 468, the bundled digits would have 11
+
 OnEpoch = Callable[[int, nn.Module], None]
 Fitted = tuple[nn.Module, list[dict]]
 
@@ -173,14 +175,14 @@ def learn(
 ) -> list[dict]:
     """Minimise `loss_of` over images uint8 [N, 1, 28, 28]: AdamW, one cycle of the rate up to `lr` and down to 0.
 
-    An epoch is a pass over the images; where they are few, as many passes as make 100 batches. Leaves in `model` the
+    An epoch is a pass over the images; where they are few, as many as make LEAST_BATCHES. Leaves in `model` the
     moving average of its weights, which is steadier than the last ones. Returns a dict an epoch: epoch (from 1), loss
     (mean over its batches), seconds. Raises ValueError for less than a batch of images and FloatingPointError at the
     end of an epoch whose loss is not finite.
     """
     if len(images) < batch_size:
         raise ValueError(f"{len(images)} images are less than one batch of {batch_size}")
-    place, passes = train.pick_device(device), math.ceil(100 / (len(images) // batch_size))
+    place, passes = train.pick_device(device), math.ceil(LEAST_BATCHES / (len(images) // batch_size))
     steps = len(images) * passes // batch_size
     images, model = images.to(place), model.to(place).train()
     teacher = copy.deepcopy(model).eval()

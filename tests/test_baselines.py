@@ -13,7 +13,9 @@ from mnist_ae import baselines
     ],
     ids=["k-means", "PCA", "UMAP"],
 )
-@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ImportWarning"
+)
 def test_clusters_are_one_hot_and_a_seed_is_a_draw(cluster, digits):
     images = digits.train_images[:600], digits.test_images[:200]
     clusters = cluster(*images, 0)
