@@ -47,7 +47,7 @@ def test_one_list_of_dependencies_and_each_is_pinned():
 def test_every_import_is_a_listed_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[=<>~! ]", entry)[0].lower().replace("-", "_") for entry in project["dependencies"]}
-    names |= {"sklearn", "mnist_ae"} | set(sys.stdlib_module_names)
+    names |= {"sklearn", "umap", "mnist_ae"} | set(sys.stdlib_module_names)
     for path in (ROOT / "mnist_ae").glob("*.py"):
         for module in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M):
             assert module.lower() in names, f"{path.name} imports {module}"
