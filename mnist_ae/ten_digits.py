@@ -267,22 +267,20 @@ def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:
     return loss_of
 
 
-@torch.no_grad()
 def read(model: nn.Module, images: Tensor, *, seed: int, windows: bool, views: int = 4) -> Tensor:
     """What a student makes of images uint8 [N, 1, 28, 28], seen whole and in parts: float [N, 10] on the CPU.
 
     The mean of its codes of the image and of `views` warped ones. windows: half of the reading is then the geometric
     mean of its codes of 2 x `views` bands, where a part that fits many digits counts less than one that rules them out.
     """
-    place, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
-    model.eval()
-    readings = []
-    for chunk in images.split(train.ENCODE_BATCH):
-        x = models.pixels(chunk.to(place))
+    generator = torch.Generator().manual_seed(seed)
+
+    def look(x: Tensor) -> Tensor:
         whole = [x, *(augment.warp(x, generator) for _ in range(views))]
         reading = torch.stack([log_codes(model, view).exp() for view in whole]).mean(0)
         if windows:
             parts = torch.stack([log_codes(model, augment.window(x, generator)) for _ in range(2 * views)])
             reading = (reading + parts.mean(0).softmax(dim=1)) / 2
-        readings.append(reading.cpu())
-    return torch.cat(readings)
+        return reading
+
+    return train.in_batches(model, look, images)

@@ -103,7 +103,7 @@ def fit(
 
 
 @torch.no_grad()
-def _in_batches(model: nn.Module, network: nn.Module, images: Tensor) -> Tensor:
+def in_batches(model: nn.Module, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """network(normalised images) on the CPU, in eval mode; the model's mode is left as it was."""
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to encode")
@@ -117,12 +117,12 @@ def _in_batches(model: nn.Module, network: nn.Module, images: Tensor) -> Tensor:
 
 def encode(model: nn.Module, images: Tensor) -> Tensor:
     """The codes of images (uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]): float32 [N, 10], on the CPU."""
-    return _in_batches(model, model.encoder, images)
+    return in_batches(model, model.encoder, images)
 
 
 def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
     """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28]."""
-    return _in_batches(model, model, images)
+    return in_batches(model, model, images)
 
 
 @torch.no_grad()

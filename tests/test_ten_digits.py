@@ -57,7 +57,7 @@ def test_the_code_is_ten_numbers_and_the_decoder_sees_nothing_else(quick, digits
 
 
 def test_labels_never_reach_the_recipe(digits, tmp_path, brief):
-    """Permuted labels: the same weights, bit for bit, although the scores differ."""
+    """Permuted labels: the same weights, bit for bit."""
     recipe = SHORT
     shuffled = replace(digits, train_labels=digits.train_labels[torch.randperm(len(digits.train_labels))])
     results = [
