@@ -1,8 +1,12 @@
-"""The post's autoencoder: 28x28 pixels -> 10 numbers -> 28x28 pixels."""
+"""The post's autoencoder and ours: 28x28 pixels -> 10 numbers -> 28x28 pixels."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mnist_ae import augment
 
 # Mean and standard deviation of MNIST's training pixels in [0, 1], as the post normalises them.
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
@@ -96,17 +100,20 @@ def _transposed_pair(maps: Tensor, first: nn.ConvTranspose2d, second: nn.ConvTra
 
 
 class TenNeurons(nn.Module):
-    """The autoencoder of the label-free recipe. float32 [N, 1, 28, 28] -> the same shape, all in [0, 1].
+    """The autoencoder of the label-free recipe: images float32 [N, 1, 28, 28] in [0, 1] -> the same shape and range.
 
-    encoder: images in [0, 1] -> code [N, 10], a softmax. decoder: code -> images. Three convolutions that halve the
-    image, with batch normalisation, find what a digit is made of; the decoder sees the ten numbers and nothing else.
+    encoder: what `normalise` gives -> code [N, 10], a softmax. decoder: code -> images. Three convolutions that halve
+    the image, with batch normalisation, find what a digit is made of; the decoder sees ten numbers and nothing else.
+    holes: True for an encoder that reads a second channel, [N, 2, 28, 28]: what the strokes enclose.
     """
 
-    def __init__(self, channels: tuple[int, int, int] = (16, 32, 64), hidden: int = 128):
+    def __init__(self, holes: bool = False):
         super().__init__()
+        self.holes = holes
+        widths = (2 if holes else 1, 16, 32, 64)
         blocks = [
             layer
-            for seen, made in zip((1, *channels), channels, strict=False)
+            for seen, made in pairwise(widths)
             for layer in (
                 nn.Conv2d(seen, made, kernel_size=5, stride=2, padding=2, bias=False),
                 nn.BatchNorm2d(made),
@@ -116,9 +123,9 @@ class TenNeurons(nn.Module):
         self.encoder = nn.Sequential(
             *blocks,  # (N, 64, 4, 4)
             nn.Flatten(),
-            nn.Linear(channels[-1] * 16, hidden),
+            nn.Linear(1024, 128),
             nn.ReLU(),
-            nn.Linear(hidden, 10),
+            nn.Linear(128, 10),
             nn.Softmax(dim=1),
         )
         self.decoder = nn.Sequential(
@@ -126,7 +133,13 @@ class TenNeurons(nn.Module):
         )
         self.to(memory_format=torch.channels_last)  # a tenth to a third faster on CPUs
 
-    normalise = staticmethod(pixels)
+    def normalise(self, images: Tensor) -> Tensor:
+        """images: uint8 in 0..255 or floating in [0, 1] -> what the encoder reads, in [0, 1].
+
+        [N, 1, 28, 28]; with holes these become [N, 2, 28, 28], and images that come with theirs stay as they are.
+        """
+        x = pixels(images)
+        return torch.cat([x, augment.holes(x)], dim=1) if self.holes and x.shape[1] == 1 else x
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decoder(self.encoder(images))

@@ -1,12 +1,15 @@
-"""The recipe that learns ten digits without a label: short starts, a vote, and students that correct each other.
+"""The recipe that learns ten digits without a label: short starts, a vote, a doubter, and students.
 
 1. **Starts.** Several small autoencoders, each from its own first weights, learn for two epochs that a warped image
    keeps its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code.
 2. **Vote.** Their neurons are put in the same order and their codes averaged. What one start got wrong (as a rule a
    whole style of digit, in a wrong neuron) the others vote down, or at least the vote is unsure.
-3. **Students.** A fresh autoencoder learns the vote where it is sure, from warped images, and elsewhere its own
-   opinion, once it is sure. The first students often see only a band of the image. A part must be enough: the upper
-   half of a 9 with a curled tail is that of a 9, not that of a 3. Each student's reading is the next one's vote.
+3. **Doubter.** Some styles all starts get wrong: a 9 with a curled tail is a 3 to them. The doubter sees the holes of
+   the image as well, and learns only the surest votes, where such 9s are rare. To its eyes they are 9s, as a rule. Half
+   of the vote is its own from then on, so that where it differs the vote is unsure.
+4. **Students.** A fresh autoencoder learns the vote where it is sure, from warped images, and elsewhere its own
+   opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
+   reads from all these sights together is the vote that the next student learns.
 
 Nothing here ever sees a label.
 """
@@ -35,7 +38,7 @@ Fitted = tuple[nn.Module, list[dict]]
 
 @dataclass
 class Batch:
-    """What a loss is given: images float [B, 1, 28, 28] in [0, 1], which ones they are, and what to work with."""
+    """What a loss is given: images float [B, C, 28, 28] in [0, 1], which ones they are, and what to work with."""
 
     model: nn.Module
     teacher: nn.Module  # the moving average of the model, in eval mode
@@ -97,28 +100,35 @@ class Start:
 class Student:
     """How one student learns.
 
-    epochs: over all images. windows: the share of images, 0 to 1, of which it sees a band only. thickness: strokes get
-    thicker or thinner by up to so much of a pixel, 0 to 1. sure: votes count where their largest number is above it.
+    epochs: over all images. sure, own: votes count where their largest number is above `sure`; elsewhere the student's
+    own opinion does, where it is above `own`. windows: the share of images, 0 to 1, of which it sees a band only.
+    blind: the share whose holes it does not see. joins: its reading is averaged with the votes; else it replaces them.
     """
 
     epochs: int = 6
+    sure: float = 0.8
+    own: float = 0.9
     windows: float = 0.0
-    thickness: float = 0.0
-    sure: float = 0.9
+    blind: float = 0.0
+    joins: bool = False
+
+
+DOUBTER = Student(epochs=3, sure=0.995, own=0.95, joins=True)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run but its seed and its images."""
+    """All that decides a run but its seed and its images. holes: False for students that see the image only."""
 
     name: str = "ten-digits"
-    starts: int = 5
+    starts: int = 6
     start: Start = Start()
     students: tuple[Student, ...] = (
-        Student(windows=0.5, sure=0.8),
-        Student(windows=0.5, thickness=0.5),
-        Student(),
+        DOUBTER,
+        Student(epochs=5, windows=0.5, blind=0.5),
+        Student(epochs=8, sure=0.6, blind=0.3),
     )
+    holes: bool = True
 
     @property
     def epochs(self) -> int:
@@ -126,7 +136,7 @@ class Recipe:
         return self.starts * self.start.epochs + sum(student.epochs for student in self.students)
 
     def model(self) -> nn.Module:
-        return models.TenNeurons()
+        return models.TenNeurons(self.holes)
 
     def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> the last student, and what `learn` returns for each part, with its name.
@@ -134,21 +144,24 @@ class Recipe:
         on_epoch(epoch, model) is called at the end of each part, with the epochs until then.
         """
         history, readings, votes = [], [], None
+        sights = with_holes(images) if self.holes else images
         parts = [(f"start {k + 1}", self.start) for k in range(self.starts)]
         parts += [(f"student {k + 1}", student) for k, student in enumerate(self.students)]
         with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
             for number, (name, part) in enumerate(parts):
                 own = 1000 * seed + number  # each part draws random numbers of its own
-                model = born(self.model, own)
-                if name == "student 1":
-                    votes = vote(readings)
-                loss, lr = (part.loss, 1e-3) if part is self.start else (student_loss(part, votes), 2e-3)
-                rows = learn(model, images, loss, epochs=part.epochs, seed=own, lr=lr, device=device, bar=bar)
+                if part is self.start:
+                    model, seen, loss, lr = born(part.model, own), images, part.loss, 1e-3
+                else:
+                    model, seen, loss, lr = born(self.model, own), sights, student_loss(part, votes), 2e-3
+                rows = learn(model, seen, loss, epochs=part.epochs, seed=own, lr=lr, device=device, bar=bar)
                 history += [{"part": name} | row for row in rows]
                 if part is self.start:
                     readings.append(train.encode(model, images))
+                    votes = vote(readings)
                 elif number + 1 < len(parts):
-                    votes = read(model, images, seed=own, windows=part.windows > 0)
+                    reading = read(model, sights, part, seed=own)
+                    votes = (votes + reading) / 2 if part.joins else reading
                 if on_epoch:
                     on_epoch(len(history), model)
         return model, history
@@ -173,7 +186,7 @@ def learn(
     device: str = "cpu",
     bar: tqdm | None = None,
 ) -> list[dict]:
-    """Minimise `loss_of` over images uint8 [N, 1, 28, 28]: AdamW, one cycle of the rate up to `lr` and down to 0.
+    """Minimise `loss_of` over images uint8 [N, C, 28, 28]: AdamW, one cycle of the rate up to `lr` and down to 0.
 
     An epoch is a pass over the images; where they are few, as many as make LEAST_BATCHES. Leaves in `model` the
     moving average of its weights, which is steadier than the last ones. Returns a dict an epoch: epoch (from 1), loss
@@ -223,9 +236,17 @@ def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
             kept.lerp_(new, share)
 
 
-def log_codes(model: nn.Module, images: Tensor) -> Tensor:
-    """The logarithm of the codes of images float [N, 1, 28, 28] in [0, 1]: [N, 10], exact where a code rounds to 0."""
-    return F.log_softmax(model.encoder[:-1](model.normalise(images)), dim=1)
+def log_codes(model: nn.Module, x: Tensor) -> Tensor:
+    """The logarithm of the codes of what the encoder reads, float [N, C, 28, 28] in [0, 1]: [N, 10], exact where a code
+    rounds to 0.
+    """
+    return F.log_softmax(model.encoder[:-1](x), dim=1)
+
+
+def with_holes(images: Tensor) -> Tensor:
+    """images: uint8 [N, 1, 28, 28] -> uint8 [N, 2, 28, 28], the second channel what the strokes enclose."""
+    model = models.TenNeurons(holes=True)
+    return torch.cat([(255 * model.normalise(batch)).round().byte() for batch in images.split(train.ENCODE_BATCH)])
 
 
 def vote(readings: list[Tensor]) -> Tensor:
@@ -246,7 +267,7 @@ def vote(readings: list[Tensor]) -> Tensor:
 
 def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:
     """A loss for `learn`: where the votes [N, 10] are sure, they are the answer; elsewhere, from the second epoch on,
-    the teacher is (the student's own moving average, which sees the whole image), if it is sure.
+    the teacher is (the student's own moving average, which sees everything), if it is sure.
     """
     certainty, answers = votes.max(dim=1)
 
@@ -257,30 +278,42 @@ def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:
             with torch.no_grad():
                 own, opinion = log_codes(batch.teacher, x).exp().max(dim=1)
             answer = torch.where(known, answer, opinion)
-            known |= own > 0.9
-        seen = augment.thicken(x, generator, strength=student.thickness) if student.thickness else x
-        seen = augment.window(augment.warp(seen, generator), generator, share=student.windows)
+            known |= own > student.own
+        seen = augment.window(augment.warp(x, generator), generator, share=student.windows)
+        if student.blind:
+            seen = hide_holes(seen, torch.rand(len(x), generator=generator) < student.blind)
         codes = log_codes(batch.model, seen)
         loss = (F.nll_loss(codes, answer, reduction="none") * known).mean()
-        return loss + RECONSTRUCTION * F.mse_loss(batch.model.decoder(codes.exp()), x)
+        return loss + RECONSTRUCTION * F.mse_loss(batch.model.decoder(codes.exp()), x[:, :1])
 
     return loss_of
 
 
-def read(model: nn.Module, images: Tensor, *, seed: int, windows: bool, views: int = 4) -> Tensor:
-    """What a student makes of images uint8 [N, 1, 28, 28], seen whole and in parts: float [N, 10] on the CPU.
+def hide_holes(x: Tensor, hidden: Tensor) -> Tensor:
+    """x: float [N, C, 28, 28], hidden: bool [N] -> x with nothing but the image (the first channel) where hidden."""
+    shown = torch.ones(x.shape[:2], device=x.device)
+    shown[hidden.to(x.device), 1:] = 0
+    return x * shown[:, :, None, None]
 
-    The mean of its codes of the image and of `views` warped ones. windows: half of the reading is then the geometric
-    mean of its codes of 2 x `views` bands, where a part that fits many digits counts less than one that rules them out.
+
+def read(model: nn.Module, sights: Tensor, student: Student, *, seed: int, views: int = 2) -> Tensor:
+    """What a student makes of all that it learned to see, uint8 [N, C, 28, 28] -> float [N, 10]: a mean of readings.
+
+    Of the whole: the mean of its codes of the image and of `views` warped ones. If it has learned from windows, also of
+    2 x `views` of them: the geometric mean, where a part that fits many digits counts less than one that rules them
+    out. If it has learned to do without holes, the same without them.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def look(x: Tensor) -> Tensor:
-        whole = [x, *(augment.warp(x, generator) for _ in range(views))]
-        reading = torch.stack([log_codes(model, view).exp() for view in whole]).mean(0)
-        if windows:
-            parts = torch.stack([log_codes(model, augment.window(x, generator)) for _ in range(2 * views)])
-            reading = (reading + parts.mean(0).softmax(dim=1)) / 2
-        return reading
+        readings = []
+        for hidden in [False, True] if student.blind else [False]:
+            z = hide_holes(x, torch.full((len(x),), hidden))
+            whole = [z, *(augment.warp(z, generator) for _ in range(views))]
+            readings.append(sum(log_codes(model, view).exp() for view in whole) / len(whole))
+            if student.windows:
+                parts = [log_codes(model, augment.window(z, generator)) for _ in range(2 * views)]
+                readings.append((sum(parts) / len(parts)).softmax(dim=1))
+        return sum(readings) / len(readings)
 
-    return train.in_batches(model, look, images)
+    return train.in_batches(model, look, sights)

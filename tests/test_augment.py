@@ -7,7 +7,6 @@ from mnist_ae import augment, models
 
 WARPS = {
     "warp": augment.warp,
-    "thicken": augment.thicken,
     "window": augment.window,
 }
 
@@ -42,7 +41,6 @@ def test_each_image_of_a_batch_gets_its_own_draw(images, change):
 def test_nothing_drawn_nothing_changed(images):
     still = augment.warp(images, seeded(), rotation=0, scale=0, shear=0, shift=0)
     torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
-    assert torch.equal(augment.thicken(images, seeded(), strength=0), images)
     assert torch.equal(augment.window(images, seeded(), share=0), images)
 
 
@@ -68,16 +66,25 @@ def test_a_rotation_turns_a_line_as_far_as_it_says():
     assert abs(np.mean(angles)) < 3
 
 
-def test_thicken_is_morphology(images):
-    """At full strength, between SciPy's grey erosion and dilation, and one of the two in the limit."""
-    thick = augment.thicken(images, seeded())[:, 0].numpy()
-    grown = np.stack([ndimage.grey_dilation(image, (3, 3)) for image in images[:, 0].numpy()])
-    shrunk = np.stack([ndimage.grey_erosion(image, (3, 3), mode="constant", cval=1) for image in images[:, 0].numpy()])
-    assert (thick <= grown + 1e-6).all()
-    assert (thick >= shrunk - 1e-6).all()
-    ink = thick.sum(axis=(1, 2)) / images.sum(dim=(1, 2, 3)).numpy()
-    assert ink.min() < 0.7
-    assert ink.max() > 1.3
+def test_holes_are_what_scipy_fills_at_each_level_of_grey(images, rng):
+    maze = torch.tensor(rng.random((8, 1, 28, 28)) < 0.55)  # crooked corridors
+    coarse = torch.cat([(images * 16).floor() / 16, maze.float()])
+    grey = coarse[:, 0].numpy()
+    levels = np.arange(1, 17) / 16
+    filled = sum(np.stack([ndimage.binary_fill_holes(image >= level) for image in grey]) / 16 for level in levels)
+    np.testing.assert_allclose(augment.holes(coarse)[:, 0], filled - grey, atol=1e-6)
+    assert (filled - grey).max() > 0.5, "some digits have holes"
+
+
+def test_a_ring_has_a_hole_until_it_has_a_gap():
+    rings = torch.zeros(3, 1, 28, 28)
+    rings[:, :, 5:20, 5:20] = 0.9
+    rings[:, :, 8:17, 8:17] = 0.2
+    rings[1, :, 10:12, 17:20] = 0
+    rings[2, :, 10, 17:20] = 0.4
+    holes = augment.holes(rings)
+    assert holes[:, 0, 12, 12].tolist() == pytest.approx([0.7, 0, 0.2]), "the lowest pass is at 0.9, 0 and 0.4"
+    assert [hole.count_nonzero() for hole in holes] == [81, 0, 81]
 
 
 def test_window_shows_one_band_and_hides_the_rest():

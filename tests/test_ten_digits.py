@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_ae import baselines, confusion, data, experiment, losses, ten_digits, train
-from mnist_ae.ten_digits import Recipe, Start, Student
+from mnist_ae import baselines, confusion, data, experiment, losses, models, ten_digits, train
+from mnist_ae.ten_digits import DOUBTER, Recipe, Start, Student
 
-QUICK = Recipe("quick", starts=1, start=Start(epochs=3), students=(Student(epochs=1, windows=0.2),))
+QUICK = Recipe("quick", starts=1, start=Start(epochs=3), students=(Student(epochs=1, windows=0.2, blind=0.2),))
 
 
-SHORT = Recipe("short", starts=2, start=Start(epochs=1), students=(Student(epochs=1, windows=0.5), Student(epochs=2)))
+SHORT = Recipe(
+    "short",
+    starts=2,
+    start=Start(epochs=1),
+    students=(DOUBTER, Student(epochs=1, windows=0.5, blind=0.5), Student(epochs=2)),
+)
 
 
 @pytest.fixture
@@ -98,12 +103,12 @@ def test_a_start_that_merged_two_digits_has_no_vote(rng):
 
 
 def batch(model, images, epoch):
-    teacher = ten_digits.born(lambda: type(model)(), 9).eval()
+    teacher = ten_digits.born(lambda: models.TenNeurons(model.holes), 9).eval()
     return ten_digits.Batch(model, teacher, images, torch.arange(len(images)), epoch, torch.Generator().manual_seed(0))
 
 
 def test_a_student_learns_sure_votes_only_until_it_has_an_opinion(digits):
-    images = digits.train_images[:32].float() / 255
+    images = ten_digits.with_holes(digits.train_images[:32]).float() / 255
     model = ten_digits.born(Recipe().model, 0)
     unsure = torch.full((32, 10), 0.1)
     drawing = ten_digits.student_loss(Student(sure=0.95), unsure)(batch(model, images, 1)).item()
@@ -115,9 +120,21 @@ def test_a_student_learns_sure_votes_only_until_it_has_an_opinion(digits):
     )
 
 
+def test_a_student_that_hides_holes_hides_nothing_else(digits):
+    x = ten_digits.with_holes(digits.train_images[:40]).float() / 255
+    assert torch.equal(x[:, :1], digits.train_images[:40].float() / 255)
+    assert torch.equal(models.TenNeurons(holes=True).normalise(x), x), "images that bring their holes stay as they are"
+    hidden = torch.arange(40) % 2 == 0
+    seen = ten_digits.hide_holes(x, hidden)
+    assert torch.equal(seen[:, 0], x[:, 0])
+    assert torch.equal(seen[~hidden], x[~hidden])
+    assert seen[hidden, 1].count_nonzero() == 0
+    assert x[hidden, 1].count_nonzero() > 0
+
+
 def test_the_start_asks_for_what_it_says(digits):
     images = digits.train_images[:64].float() / 255
-    model = ten_digits.born(Recipe().model, 0)
+    model = ten_digits.born(Start().model, 0)
     full = Start().loss(batch(model, images, 1)).item()
     without = Start(reconstruction=0).loss(batch(model, images, 1)).item()
     codes = ten_digits.log_codes(model, torch.cat([images, images]))[:64].exp()
@@ -149,7 +166,7 @@ def test_a_seed_is_a_run(digits, brief):
 def test_too_few_images_and_a_loss_that_is_not_finite_are_errors(digits):
     with pytest.raises(ValueError, match="100 images are less than one batch of 128"):
         Start().fit(digits.train_images[:100], 0, device="cpu", progress=False)
-    model = Recipe().model()
+    model = Start().model()
     with pytest.raises(FloatingPointError, match="epoch 1"):
         ten_digits.learn(
             model,
