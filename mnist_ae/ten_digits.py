@@ -5,8 +5,8 @@
 2. **Vote.** Their neurons are put in the same order and their codes averaged. What one start got wrong (as a rule a
    whole style of digit, in a wrong neuron) the others vote down, or at least the vote is unsure.
 3. **Doubter.** Some styles all starts get wrong: a 9 with a curled tail is a 3 to them. The doubter sees the holes of
-   the image as well, and learns only the surest votes, where such 9s are rare. To its eyes they are 9s, as a rule. Half
-   of the vote is its own from then on, so that where it differs the vote is unsure.
+   the image as well, and learns only the surest votes, where such 9s are rare. To its eyes they are 9s, as a rule. For
+   images with a hole, half of the vote is its own from then on: where it differs, the vote is unsure.
 4. **Students.** A fresh autoencoder learns the vote where it is sure, from warped images, and elsewhere its own
    opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
    reads from all these sights together is the vote that the next student learns.
@@ -100,20 +100,19 @@ class Start:
 class Student:
     """How one student learns.
 
-    epochs: over all images. sure, own: votes count where their largest number is above `sure`; elsewhere the student's
-    own opinion does, where it is above `own`. windows: the share of images, 0 to 1, of which it sees a band only.
-    blind: the share whose holes it does not see. joins: its reading is averaged with the votes; else it replaces them.
+    epochs: over all images. sure: votes count where their largest number is above it, 0 to 1, and among the `surest`
+    share of those for the same neuron. own: elsewhere the student's own opinion counts, where it is above this.
+    windows: the share of images of which it sees a band only. blind: the share whose holes it does not see.
+    doubts: its reading is averaged with the votes, for images with a hole; else it replaces them.
     """
 
     epochs: int = 6
     sure: float = 0.8
+    surest: float = 1.0
     own: float = 0.9
     windows: float = 0.0
     blind: float = 0.0
-    joins: bool = False
-
-
-DOUBTER = Student(epochs=3, sure=0.995, own=0.95, joins=True)
+    doubts: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Recipe:
     starts: int = 6
     start: Start = Start()
     students: tuple[Student, ...] = (
-        DOUBTER,
+        Student(epochs=3, surest=0.5, own=0.95, doubts=True),
         Student(epochs=5, windows=0.5, blind=0.5),
         Student(epochs=8, sure=0.6, blind=0.3),
     )
@@ -161,7 +160,7 @@ class Recipe:
                     votes = vote(readings)
                 elif number + 1 < len(parts):
                     reading = read(model, sights, part, seed=own)
-                    votes = (votes + reading) / 2 if part.joins else reading
+                    votes = torch.where(has_hole(sights), (votes + reading) / 2, votes) if part.doubts else reading
                 if on_epoch:
                     on_epoch(len(history), model)
         return model, history
@@ -249,6 +248,11 @@ def with_holes(images: Tensor) -> Tensor:
     return torch.cat([(255 * model.normalise(batch)).round().byte() for batch in images.split(train.ENCODE_BATCH)])
 
 
+def has_hole(sights: Tensor) -> Tensor:
+    """sights: uint8 [N, 2, 28, 28], as `with_holes` gives them -> bool [N, 1]: does the image have a visible hole?"""
+    return sights[:, 1].flatten(1).amax(dim=1, keepdim=True) > 0.3 * 255
+
+
 def vote(readings: list[Tensor]) -> Tensor:
     """The mean of several models' codes [N, 10] of the same images, their neurons put in one order: float [N, 10].
 
@@ -270,10 +274,13 @@ def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:
     the teacher is (the student's own moving average, which sees everything), if it is sure.
     """
     certainty, answers = votes.max(dim=1)
+    counts = certainty > student.sure
+    for neuron in answers.unique():
+        counts &= (answers != neuron) | (certainty >= certainty[answers == neuron].quantile(1 - student.surest))
 
     def loss_of(batch: Batch) -> Tensor:
         x, generator = batch.images, batch.generator
-        answer, known = answers[batch.index].to(x.device), (certainty[batch.index] > student.sure).to(x.device)
+        answer, known = answers[batch.index].to(x.device), counts[batch.index].to(x.device)
         if batch.epoch > 1:
             with torch.no_grad():
                 own, opinion = log_codes(batch.teacher, x).exp().max(dim=1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mnist_ae import baselines, confusion, data, experiment, losses, models, ten_digits, train
-from mnist_ae.ten_digits import DOUBTER, Recipe, Start, Student
+from mnist_ae.ten_digits import Recipe, Start, Student
 
 QUICK = Recipe("quick", starts=1, start=Start(epochs=3), students=(Student(epochs=1, windows=0.2, blind=0.2),))
 
@@ -14,7 +14,7 @@ SHORT = Recipe(
     "short",
     starts=2,
     start=Start(epochs=1),
-    students=(DOUBTER, Student(epochs=1, windows=0.5, blind=0.5), Student(epochs=2)),
+    students=(Student(epochs=1, doubts=True), Student(epochs=1, windows=0.5, blind=0.5), Student(epochs=2)),
 )
 
 
@@ -130,6 +130,27 @@ def test_a_student_that_hides_holes_hides_nothing_else(digits):
     assert torch.equal(seen[~hidden], x[~hidden])
     assert seen[hidden, 1].count_nonzero() == 0
     assert x[hidden, 1].count_nonzero() > 0
+
+
+def test_only_the_surest_votes_of_each_neuron_count(digits):
+    """Of 8 votes a neuron at 0.6, 0.65 ... 0.95, the surest half: those from 0.8 on."""
+    images = ten_digits.with_holes(digits.train_images[:32]).float() / 255
+    certainty = torch.arange(0.6, 0.99, 0.05).repeat(4)
+    votes = one_hot(torch.arange(4).repeat_interleave(8)) * certainty[:, None]
+    model = ten_digits.born(Recipe().model, 0)
+    each = batch(model, images, 1)
+    half, same, none = (
+        ten_digits.student_loss(Student(sure=sure, surest=share), votes)(each).item()
+        for sure, share in [(0, 0.5), (0.78, 1), (0.99, 1)]
+    )
+    assert half == pytest.approx(same, rel=0.05)
+    assert half > none + 0.5
+
+
+def test_a_doubter_has_a_say_only_where_there_is_a_hole():
+    ring, stroke = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    ring[0, 5:20, 5:20], ring[0, 9:16, 9:16], stroke[0, 5:20, 10:14] = 255, 0, 255
+    assert ten_digits.has_hole(ten_digits.with_holes(torch.stack([ring, stroke]))).tolist() == [[True], [False]]
 
 
 def test_the_start_asks_for_what_it_says(digits):
