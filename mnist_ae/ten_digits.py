@@ -2,14 +2,15 @@
 
 1. **Starts.** Several small autoencoders, each from its own first weights, learn for two epochs that a warped image
    keeps its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code.
-2. **Vote.** Their neurons are put in the same order and their codes averaged. What one start got wrong (as a rule a
-   whole style of digit, in a wrong neuron) the others vote down, or at least the vote is unsure.
+2. **Vote.** Their neurons are put in the same order and their codes averaged: where all agree, they are right. What one
+   start gets wrong is as a rule a whole style of digit, so that it has habits: one takes 7s with a bar for 2s, another
+   for 9s. Their answers are weighed by these, and a 2 and a 9 make a 7.
 3. **Doubter.** Some styles all starts get wrong: a 9 with a curled tail is a 3 to them. The doubter sees the holes of
    the image as well, and learns only the surest votes, where such 9s are rare. To its eyes they are 9s, as a rule. For
-   images with a hole, half of the vote is its own from then on: where it differs, the vote is unsure.
-4. **Students.** A fresh autoencoder learns the vote where it is sure, from warped images, and elsewhere its own
+   images with a hole, half of the answer is its own from then on: where it differs, the answer is unsure.
+4. **Students.** A fresh autoencoder learns the answers that are sure, from warped images, and elsewhere its own
    opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
-   reads from all these sights together is the vote that the next student learns.
+   reads from all these sights together are the answers that the next student learns.
 
 Nothing here ever sees a label.
 """
@@ -103,7 +104,7 @@ class Student:
     epochs: over all images. sure: votes count where their largest number is above it, 0 to 1, and among the `surest`
     share of those for the same neuron. own: elsewhere the student's own opinion counts, where it is above this.
     windows: the share of images of which it sees a band only. blind: the share whose holes it does not see.
-    doubts: its reading is averaged with the votes, for images with a hole; else it replaces them.
+    doubts: its reading is averaged with the weighed votes, for images with a hole; else it replaces the votes.
     """
 
     epochs: int = 6
@@ -160,7 +161,11 @@ class Recipe:
                     votes = vote(readings)
                 elif number + 1 < len(parts):
                     reading = read(model, sights, part, seed=own)
-                    votes = torch.where(has_hole(sights), (votes + reading) / 2, votes) if part.doubts else reading
+                    if part.doubts:
+                        weighed = weigh(readings, votes)
+                        votes = torch.where(has_hole(sights), (weighed + reading) / 2, weighed)
+                    else:
+                        votes = reading
                 if on_epoch:
                     on_epoch(len(history), model)
         return model, history
@@ -267,6 +272,26 @@ def vote(readings: list[Tensor]) -> Tensor:
             _, order = linear_sum_assignment((best.T @ codes).numpy(), maximize=True)
             aligned.append(codes[:, order])
     return torch.stack(aligned).mean(0)
+
+
+def weigh(readings: list[Tensor], votes: Tensor, rounds: int = 10, temper: float = 2.5) -> Tensor:
+    """What several models' codes [N, 10] say together, begun with their `votes` [N, 10]: float [N, 10].
+
+    Each model has habits: one may take 7s with a bar for 2s, another for 9s, and one that split the 1s has merged two
+    others. In turn, each model's habits are counted (how often neuron k fires where the answer is c) and the answers
+    are weighed by them, so that a 2 and a 9, from models that are known for it, make a 7. (Dawid and Skene 1979, with
+    a code for ten fractional answers.) temper: models err together, so that in the end their evidence is worth so
+    many times less than that of strangers.
+    """
+    answers = votes
+    for _ in range(rounds):
+        evidence = torch.zeros_like(votes)
+        for codes in readings:
+            habits = answers.T @ codes + 1e-5 * len(votes)
+            evidence += codes @ (habits / habits.sum(dim=1, keepdim=True)).log().T
+        frequency = answers.mean(0).clamp_min(1e-3).log()
+        answers = (frequency + evidence).softmax(dim=1)
+    return (frequency + evidence / temper).softmax(dim=1)
 
 
 def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:

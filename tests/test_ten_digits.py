@@ -95,6 +95,21 @@ def test_votes_do_not_care_for_the_order_of_neurons(rng):
     assert (plain.argmax(dim=1).numpy() == truth).mean() > 0.98, "three readings at 95 % are better than one"
 
 
+def test_wrong_answers_become_right_ones_when_habits_are_known(rng):
+    """A tenth of the 7s has a bar: a 2 to one model, a 9 to another. A third has split the 1s and merged 3 and 5."""
+    truth = rng.integers(10, size=6000)
+    barred = (truth == 7) & (rng.random(6000) < 0.1)
+    split = np.where(truth == 5, 3, np.where((truth == 1) & (rng.random(6000) < 0.5), 5, truth))
+    answers = [np.where(barred, 2, truth), np.where(barred, 9, truth), rng.permutation(10)[split]]
+    readings = [0.9 * one_hot(each) + 0.01 for each in answers]
+    votes = ten_digits.vote(readings)
+    assert (votes.argmax(dim=1).numpy() != truth)[barred].all(), "in the vote, one to one to one, 7 does not win"
+    weighed = ten_digits.weigh(readings, votes)
+    torch.testing.assert_close(weighed.sum(dim=1), torch.ones(6000))
+    order = confusion.one_to_one_mapping(confusion.confusion_matrix(torch.tensor(truth), weighed))
+    assert (order[weighed.argmax(dim=1)] == truth).all()
+
+
 def test_a_start_that_merged_two_digits_has_no_vote(rng):
     truth = rng.integers(10, size=600)
     good, merged = one_hot(truth), one_hot(np.where(truth == 9, 4, truth))
@@ -151,6 +166,20 @@ def test_a_doubter_has_a_say_only_where_there_is_a_hole():
     ring, stroke = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
     ring[0, 5:20, 5:20], ring[0, 9:16, 9:16], stroke[0, 5:20, 10:14] = 255, 0, 255
     assert ten_digits.has_hole(ten_digits.with_holes(torch.stack([ring, stroke]))).tolist() == [[True], [False]]
+
+
+def test_a_reading_is_the_mean_of_what_was_learned_to_be_seen(digits):
+    sights = ten_digits.with_holes(digits.train_images[:20])
+    model = ten_digits.born(Recipe().model, 0).eval()
+    x = models.pixels(sights)
+    plain = ten_digits.read(model, sights, Student(), seed=0, views=0)
+    torch.testing.assert_close(plain, model.encoder(x).detach())
+    both = ten_digits.read(model, sights, Student(blind=0.5), seed=0, views=0)
+    torch.testing.assert_close(both, (plain + model.encoder(x * torch.tensor([1, 0]).view(2, 1, 1)).detach()) / 2)
+    parts = ten_digits.read(model, sights, Student(windows=0.5, blind=0.5), seed=0)
+    torch.testing.assert_close(parts.sum(dim=1), torch.ones(20))
+    assert torch.equal(parts, ten_digits.read(model, sights, Student(windows=0.5, blind=0.5), seed=0))
+    assert not torch.allclose(parts, both)
 
 
 def test_the_start_asks_for_what_it_says(digits):
