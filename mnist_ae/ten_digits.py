@@ -5,9 +5,9 @@
 2. **Vote.** Their neurons are put in the same order and their codes averaged: where all agree, they are right. What one
    start gets wrong is as a rule a whole style of digit, so that it has habits: one takes 7s with a bar for 2s, another
    for 9s. Their answers are weighed by these, and a 2 and a 9 make a 7.
-3. **Doubter.** Some styles all starts get wrong: a 9 with a curled tail is a 3 to them. The doubter sees the holes of
-   the image as well, and learns only the surest votes, where such 9s are rare. To its eyes they are 9s, as a rule. For
-   images with a hole, half of the answer is its own from then on: where it differs, the answer is unsure.
+3. **Doubters.** Some styles all starts get wrong: a 9 with a curled tail is a 3 to them. Two doubters see the holes of
+   the image as well, and learn only the surest votes, where such 9s are rare, and not for long. To them they are 9s, as
+   a rule. For images with a hole, half of the answer is theirs: where they differ from the starts, it is unsure.
 4. **Students.** A fresh autoencoder learns the answers that are sure, from warped images, and elsewhere its own
    opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
    reads from all these sights together are the answers that the next student learns.
@@ -104,7 +104,6 @@ class Student:
     epochs: over all images. sure: votes count where their largest number is above it, 0 to 1, and among the `surest`
     share of those for the same neuron. own: elsewhere the student's own opinion counts, where it is above this.
     windows: the share of images of which it sees a band only. blind: the share whose holes it does not see.
-    doubts: its reading is averaged with the weighed votes, for images with a hole; else it replaces the votes.
     """
 
     epochs: int = 6
@@ -113,59 +112,63 @@ class Student:
     own: float = 0.9
     windows: float = 0.0
     blind: float = 0.0
-    doubts: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run but its seed and its images. holes: False for students that see the image only."""
+    """All that decides a run but its seed and its images. Without doubters the students see the image only."""
 
     name: str = "ten-digits"
     starts: int = 6
     start: Start = Start()
+    doubters: int = 2
+    doubter: Student = Student(epochs=2, surest=0.5, own=0.95)
     students: tuple[Student, ...] = (
-        Student(epochs=3, surest=0.5, own=0.95, doubts=True),
         Student(epochs=5, windows=0.5, blind=0.5),
         Student(epochs=8, sure=0.6, blind=0.3),
     )
-    holes: bool = True
 
     @property
     def epochs(self) -> int:
-        """Over all images, starts and students together."""
-        return self.starts * self.start.epochs + sum(student.epochs for student in self.students)
+        """Over all images, of all parts together."""
+        return sum(part.epochs for _, part in self.parts())
+
+    def parts(self) -> list[tuple[str, Start | Student]]:
+        """The name of each part and what it is, in the order in which they learn."""
+        starts = [(f"start {k + 1}", self.start) for k in range(self.starts)]
+        doubters = [(f"doubter {k + 1}", self.doubter) for k in range(self.doubters)]
+        return starts + doubters + [(f"student {k + 1}", student) for k, student in enumerate(self.students)]
 
     def model(self) -> nn.Module:
-        return models.TenNeurons(self.holes)
+        return models.TenNeurons(holes=self.doubters > 0)
 
     def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> the last student, and what `learn` returns for each part, with its name.
 
         on_epoch(epoch, model) is called at the end of each part, with the epochs until then.
         """
-        history, readings, votes = [], [], None
-        sights = with_holes(images) if self.holes else images
-        parts = [(f"start {k + 1}", self.start) for k in range(self.starts)]
-        parts += [(f"student {k + 1}", student) for k, student in enumerate(self.students)]
+        history, readings, doubts, votes, answers = [], [], [], None, None
+        sights = with_holes(images) if self.doubters else images
         with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
-            for number, (name, part) in enumerate(parts):
+            for number, (name, part) in enumerate(parts := self.parts()):
                 own = 1000 * seed + number  # each part draws random numbers of its own
                 if part is self.start:
                     model, seen, loss, lr = born(part.model, own), images, part.loss, 1e-3
                 else:
-                    model, seen, loss, lr = born(self.model, own), sights, student_loss(part, votes), 2e-3
+                    lessons = votes if part is self.doubter else answers
+                    model, seen, loss, lr = born(self.model, own), sights, student_loss(part, lessons), 2e-3
                 rows = learn(model, seen, loss, epochs=part.epochs, seed=own, lr=lr, device=device, bar=bar)
                 history += [{"part": name} | row for row in rows]
                 if part is self.start:
                     readings.append(train.encode(model, images))
                     votes = vote(readings)
+                    answers = weigh(readings, votes)
+                elif part is self.doubter:
+                    doubts.append(read(model, sights, part, seed=own))
+                    weighed = weigh(readings, votes)
+                    answers = torch.where(has_hole(sights), (weighed + sum(doubts) / len(doubts)) / 2, weighed)
                 elif number + 1 < len(parts):
-                    reading = read(model, sights, part, seed=own)
-                    if part.doubts:
-                        weighed = weigh(readings, votes)
-                        votes = torch.where(has_hole(sights), (weighed + reading) / 2, weighed)
-                    else:
-                        votes = reading
+                    answers = read(model, sights, part, seed=own)
                 if on_epoch:
                     on_epoch(len(history), model)
         return model, history
@@ -281,7 +284,7 @@ def weigh(readings: list[Tensor], votes: Tensor, rounds: int = 10, temper: float
     others. In turn, each model's habits are counted (how often neuron k fires where the answer is c) and the answers
     are weighed by them, so that a 2 and a 9, from models that are known for it, make a 7. (Dawid and Skene 1979, with
     a code for ten fractional answers.) temper: models err together, so that in the end their evidence is worth so
-    many times less than that of strangers.
+    many times less than that of strangers, but not less than that of one.
     """
     answers = votes
     for _ in range(rounds):
@@ -291,7 +294,7 @@ def weigh(readings: list[Tensor], votes: Tensor, rounds: int = 10, temper: float
             evidence += codes @ (habits / habits.sum(dim=1, keepdim=True)).log().T
         frequency = answers.mean(0).clamp_min(1e-3).log()
         answers = (frequency + evidence).softmax(dim=1)
-    return (frequency + evidence / temper).softmax(dim=1)
+    return (frequency + evidence / min(temper, len(readings))).softmax(dim=1)
 
 
 def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:

@@ -7,14 +7,15 @@ import torch
 from mnist_ae import baselines, confusion, data, experiment, losses, models, ten_digits, train
 from mnist_ae.ten_digits import Recipe, Start, Student
 
-QUICK = Recipe("quick", starts=1, start=Start(epochs=3), students=(Student(epochs=1, windows=0.2, blind=0.2),))
+QUICK = Recipe("quick", starts=1, start=Start(epochs=3), doubters=0, students=(Student(epochs=3, windows=0.2),))
 
 
 SHORT = Recipe(
     "short",
     starts=2,
     start=Start(epochs=1),
-    students=(Student(epochs=1, doubts=True), Student(epochs=1, windows=0.5, blind=0.5), Student(epochs=2)),
+    doubters=1,
+    students=(Student(epochs=1, windows=0.5, blind=0.5), Student(epochs=2)),
 )
 
 
@@ -46,7 +47,7 @@ def test_a_short_run_beats_kmeans_by_ten_points_on_the_bundled_digits(quick, dig
         score(*baselines.kmeans_clusters(digits.train_images, digits.test_images, seed), digits) for seed in range(5)
     ]
     assert ours > np.mean(kmeans) + 0.1
-    assert [row["part"] for row in history] == ["start 1"] * 3 + ["student 1"]
+    assert [row["part"] for row in history] == ["start 1"] * 3 + ["student 1"] * 3
     assert QUICK.epochs == len(history)
     assert all(np.isfinite(row["loss"]) for row in history)
 
