@@ -1,4 +1,4 @@
-"""The recipe that learns ten digits without a label: short starts, a vote, a doubter, and students.
+"""The recipe that learns ten digits without a label: short starts, a vote, doubters, and students.
 
 1. **Starts.** Several small autoencoders, each from its own first weights, learn for two epochs that a warped image
    keeps its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code.
@@ -147,7 +147,7 @@ class Recipe:
 
         on_epoch(epoch, model) is called at the end of each part, with the epochs until then.
         """
-        history, readings, doubts, votes, answers = [], [], [], None, None
+        history, readings, doubts, votes, weighed, answers = [], [], [], None, None, None
         sights = with_holes(images) if self.doubters else images
         with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
             for number, (name, part) in enumerate(parts := self.parts()):
@@ -161,11 +161,11 @@ class Recipe:
                 history += [{"part": name} | row for row in rows]
                 if part is self.start:
                     readings.append(train.encode(model, images))
-                    votes = vote(readings)
-                    answers = weigh(readings, votes)
+                    if len(readings) == self.starts:
+                        votes = vote(readings)
+                        answers = weighed = weigh(readings, votes)
                 elif part is self.doubter:
                     doubts.append(read(model, sights, part, seed=own))
-                    weighed = weigh(readings, votes)
                     answers = torch.where(has_hole(sights), (weighed + sum(doubts) / len(doubts)) / 2, weighed)
                 elif number + 1 < len(parts):
                     answers = read(model, sights, part, seed=own)
@@ -252,8 +252,9 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
 
 def with_holes(images: Tensor) -> Tensor:
     """images: uint8 [N, 1, 28, 28] -> uint8 [N, 2, 28, 28], the second channel what the strokes enclose."""
-    model = models.TenNeurons(holes=True)
-    return torch.cat([(255 * model.normalise(batch)).round().byte() for batch in images.split(train.ENCODE_BATCH)])
+    batches = images.split(train.ENCODE_BATCH)
+    holes = torch.cat([(255 * augment.holes(models.pixels(batch))).round().byte() for batch in batches])
+    return torch.cat([images, holes], dim=1)
 
 
 def has_hole(sights: Tensor) -> Tensor:
@@ -342,8 +343,7 @@ def read(model: nn.Module, sights: Tensor, student: Student, *, seed: int, views
 
     def look(x: Tensor) -> Tensor:
         readings = []
-        for hidden in [False, True] if student.blind else [False]:
-            z = hide_holes(x, torch.full((len(x),), hidden))
+        for z in [x, hide_holes(x, torch.ones(len(x), dtype=torch.bool))] if student.blind else [x]:
             whole = [z, *(augment.warp(z, generator) for _ in range(views))]
             readings.append(sum(log_codes(model, view).exp() for view in whole) / len(whole))
             if student.windows:

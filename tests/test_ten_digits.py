@@ -137,7 +137,9 @@ def test_a_student_learns_sure_votes_only_until_it_has_an_opinion(digits):
 
 
 def test_a_student_that_hides_holes_hides_nothing_else(digits):
+    state = torch.get_rng_state()
     x = ten_digits.with_holes(digits.train_images[:40]).float() / 255
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
     assert torch.equal(x[:, :1], digits.train_images[:40].float() / 255)
     assert torch.equal(models.TenNeurons(holes=True).normalise(x), x), "images that bring their holes stay as they are"
     hidden = torch.arange(40) % 2 == 0
