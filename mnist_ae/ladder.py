@@ -60,13 +60,13 @@ RUNGS = (
         "The autoencoder's own loss keeps the code in touch with the image.",
     ),
     Rung(
-        TenDigits("student", doubters=0, students=(Student(windows=0.5),)),
-        "+ six short starts that vote, and a student of the vote that often sees a part",
+        TenDigits("student", starts=5 * (Start(),), students=(Student(windows=0.5),)),
+        "+ five short starts, their answers weighed, and a student of the surest that often sees a part",
         "Starts err in styles of digits, each start in others. The student has no balance to keep.",
     ),
     Rung(
         TEN_DIGITS,
-        "+ holes, doubters that learn the surest votes only, and a second student",
-        "All starts take a 9 with a curled tail for a 3. Doubters that see what is closed do not.",
+        "+ three of the starts and all students see holes, and a second student learns from the first",
+        "All plain starts take a 9 with a curled tail for a 3. Those that see what is closed do not.",
     ),
 )

@@ -1,14 +1,12 @@
-"""The recipe that learns ten digits without a label: short starts, a vote, doubters, and students.
+"""The recipe that learns ten digits without a label: short starts, their answers weighed together, and students.
 
 1. **Starts.** Several small autoencoders, each from its own first weights, learn for two epochs that a warped image
-   keeps its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code.
-2. **Vote.** Their neurons are put in the same order and their codes averaged: where all agree, they are right. What one
-   start gets wrong is as a rule a whole style of digit, so that it has habits: one takes 7s with a bar for 2s, another
-   for 9s. Their answers are weighed by these, and a 2 and a 9 make a 7.
-3. **Doubters.** Some styles all starts get wrong: a 9 with a curled tail is a 3 to them. Two doubters see the holes of
-   the image as well, and learn only the surest votes, where such 9s are rare, and not for long. To them they are 9s, as
-   a rule. For images with a hole, half of the answer is theirs: where they differ from the starts, it is unsure.
-4. **Students.** A fresh autoencoder learns the answers that are sure, from warped images, and elsewhere its own
+   keeps its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code. Some read
+   the image only; others also see its holes, what the strokes enclose. The first take a 9 with a curled tail for a 3,
+   the others a 4 with a closed top for a 9: they err, but not together.
+2. **Weigh.** What a start gets wrong is as a rule a whole style of digit: one takes 7s with a bar for 2s, another for
+   9s. Such habits can be counted without a label, and then a 2 from the one and a 9 from the other make a 7.
+3. **Students.** A fresh autoencoder learns the surest answers of each neuron, from warped images, and elsewhere its own
    opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
    reads from all these sights together are the answers that the next student learns.
 
@@ -30,6 +28,8 @@ from tqdm import tqdm
 from mnist_ae import augment, losses, models, train
 
 RECONSTRUCTION = 5.0  # weight of the mean squared error of the drawing, in starts and students
+SURE = 0.9  # a student's own opinion counts above this, and
+TRAINED = 2  # after so many epochs: before, it errs about rare styles, and would confirm itself
 
 LEAST_BATCHES = 400  # in an epoch; MNIST has 468, the bundled digits would have 11
 
@@ -58,7 +58,8 @@ class Start:
     It makes the start: with half of it, some starts merge two digits. It also does harm, since MNIST's digits are not
     equally frequent: what is too much for one neuron moves to another. That is why students do without it.
     warped: False to learn from the images as they are. shear: see `augment.warp`; with 0.3, some starts split the 1s
-    into upright and slanted ones. post: True for the post's network, with a target it can reach.
+    into upright and slanted ones. holes: True to see them, if not with each warped image: `blind` is the share without.
+    post: True for the post's network, with a target it can reach.
     """
 
     name: str = "start"
@@ -68,32 +69,37 @@ class Start:
     balance: float = 4.0
     warped: bool = True
     shear: float = 0.5
+    holes: bool = False
+    blind: float = 0.3
     post: bool = False
 
     def model(self) -> nn.Module:
-        return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons()
+        return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons(self.holes)
 
     def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `learn` returns."""
+        sights = with_holes(images) if self.holes else images
         with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
             model = born(self.model, seed)
-            history = learn(model, images, self.loss, epochs=self.epochs, seed=seed, lr=1e-3, device=device, bar=bar)
+            history = learn(model, sights, self.loss, epochs=self.epochs, seed=seed, lr=1e-3, device=device, bar=bar)
         if on_epoch:
             on_epoch(self.epochs, model)
         return model, history
 
     def loss(self, batch: Batch) -> Tensor:
         """For `learn`."""
-        x, n = batch.images, len(batch.images)
-        warped = augment.warp(x, batch.generator, shear=self.shear) if self.warped else x
+        x, n, generator = batch.images, len(batch.images), batch.generator
+        warped = augment.warp(x, generator, shear=self.shear) if self.warped else x
+        if self.holes:
+            warped = hide_holes(warped, torch.rand(n, generator=generator) < self.blind)
         if not self.information:
             code = log_codes(batch.model, warped).exp()
-            return F.mse_loss(batch.model.decoder(code), x)
+            return F.mse_loss(batch.model.decoder(code), x[:, :1])
         both = log_codes(batch.model, torch.cat([x, warped]))
         code = both[:n].exp()
         loss = losses.consistency(code, both[n:]) - self.information * losses.mutual_information(code, self.balance)
         if self.reconstruction:
-            loss = loss + self.reconstruction * F.mse_loss(batch.model.decoder(code), x)
+            loss = loss + self.reconstruction * F.mse_loss(batch.model.decoder(code), x[:, :1])
         return loss
 
 
@@ -101,31 +107,27 @@ class Start:
 class Student:
     """How one student learns.
 
-    epochs: over all images. sure: votes count where their largest number is above it, 0 to 1, and among the `surest`
-    share of those for the same neuron. own: elsewhere the student's own opinion counts, where it is above this.
-    windows: the share of images of which it sees a band only. blind: the share whose holes it does not see.
+    epochs: over all images. surest: the share of each neuron's answers that count; it has to leave out the rare styles
+    that most starts get wrong (a 9 with a curled tail), and to leave in those that most get right (a 7 with a bar).
+    Elsewhere the student's own opinion counts, where it is above SURE. windows: the share of images of which it sees a
+    band only. blind: the share whose holes it does not see.
     """
 
     epochs: int = 6
-    sure: float = 0.8
-    surest: float = 1.0
-    own: float = 0.9
+    surest: float = 0.9
     windows: float = 0.0
     blind: float = 0.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run but its seed and its images. Without doubters the students see the image only."""
+    """All that decides a run but its seed and its images. The students see holes if a start does."""
 
     name: str = "ten-digits"
-    starts: int = 6
-    start: Start = Start()
-    doubters: int = 2
-    doubter: Student = Student(epochs=2, surest=0.5, own=0.95)
+    starts: tuple[Start, ...] = 2 * (Start(),) + 3 * (Start(holes=True),)
     students: tuple[Student, ...] = (
-        Student(epochs=5, windows=0.5, blind=0.5),
-        Student(epochs=8, sure=0.6, blind=0.3),
+        Student(windows=0.5, blind=0.5),
+        Student(epochs=8, surest=0.95, blind=0.3),
     )
 
     @property
@@ -135,38 +137,39 @@ class Recipe:
 
     def parts(self) -> list[tuple[str, Start | Student]]:
         """The name of each part and what it is, in the order in which they learn."""
-        starts = [(f"start {k + 1}", self.start) for k in range(self.starts)]
-        doubters = [(f"doubter {k + 1}", self.doubter) for k in range(self.doubters)]
-        return starts + doubters + [(f"student {k + 1}", student) for k, student in enumerate(self.students)]
+        return [
+            (f"{kind} {k}", part)
+            for kind, parts in (("start", self.starts), ("student", self.students))
+            for k, part in enumerate(parts, 1)
+        ]
+
+    @property
+    def holes(self) -> bool:
+        return any(start.holes for start in self.starts)
 
     def model(self) -> nn.Module:
-        return models.TenNeurons(holes=self.doubters > 0)
+        return models.TenNeurons(self.holes)
 
     def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> the last student, and what `learn` returns for each part, with its name.
 
         on_epoch(epoch, model) is called at the end of each part, with the epochs until then.
         """
-        history, readings, doubts, votes, weighed, answers = [], [], [], None, None, None
-        sights = with_holes(images) if self.doubters else images
+        history, readings, answers = [], [], None
+        sights = with_holes(images) if self.holes else images
         with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
             for number, (name, part) in enumerate(parts := self.parts()):
                 own = 1000 * seed + number  # each part draws random numbers of its own
-                if part is self.start:
-                    model, seen, loss, lr = born(part.model, own), images, part.loss, 1e-3
+                if isinstance(part, Start):
+                    model, seen, loss, lr = born(part.model, own), sights if part.holes else images, part.loss, 1e-3
                 else:
-                    lessons = votes if part is self.doubter else answers
-                    model, seen, loss, lr = born(self.model, own), sights, student_loss(part, lessons), 2e-3
+                    model, seen, loss, lr = born(self.model, own), sights, student_loss(part, answers), 2e-3
                 rows = learn(model, seen, loss, epochs=part.epochs, seed=own, lr=lr, device=device, bar=bar)
                 history += [{"part": name} | row for row in rows]
-                if part is self.start:
-                    readings.append(train.encode(model, images))
-                    if len(readings) == self.starts:
-                        votes = vote(readings)
-                        answers = weighed = weigh(readings, votes)
-                elif part is self.doubter:
-                    doubts.append(read(model, sights, part, seed=own))
-                    answers = torch.where(has_hole(sights), (weighed + sum(doubts) / len(doubts)) / 2, weighed)
+                if isinstance(part, Start):
+                    readings.append(train.encode(model, seen))
+                    if len(readings) == len(self.starts):
+                        answers = weigh(readings)
                 elif number + 1 < len(parts):
                     answers = read(model, sights, part, seed=own)
                 if on_epoch:
@@ -257,11 +260,6 @@ def with_holes(images: Tensor) -> Tensor:
     return torch.cat([images, holes], dim=1)
 
 
-def has_hole(sights: Tensor) -> Tensor:
-    """sights: uint8 [N, 2, 28, 28], as `with_holes` gives them -> bool [N, 1]: does the image have a visible hole?"""
-    return sights[:, 1].flatten(1).amax(dim=1, keepdim=True) > 0.3 * 255
-
-
 def vote(readings: list[Tensor]) -> Tensor:
     """The mean of several models' codes [N, 10] of the same images, their neurons put in one order: float [N, 10].
 
@@ -278,43 +276,43 @@ def vote(readings: list[Tensor]) -> Tensor:
     return torch.stack(aligned).mean(0)
 
 
-def weigh(readings: list[Tensor], votes: Tensor, rounds: int = 10, temper: float = 2.5) -> Tensor:
-    """What several models' codes [N, 10] say together, begun with their `votes` [N, 10]: float [N, 10].
+def weigh(readings: list[Tensor], rounds: int = 10) -> Tensor:
+    """What several models' codes [N, 10] of the same images say together, in the order of `vote`: float [N, 10].
 
     Each model has habits: one may take 7s with a bar for 2s, another for 9s, and one that split the 1s has merged two
     others. In turn, each model's habits are counted (how often neuron k fires where the answer is c) and the answers
     are weighed by them, so that a 2 and a 9, from models that are known for it, make a 7. (Dawid and Skene 1979, with
-    a code for ten fractional answers.) temper: models err together, so that in the end their evidence is worth so
-    many times less than that of strangers, but not less than that of one.
+    a code for ten fractional answers.) In the end the evidence is not the models' sum, as if they were strangers, but
+    their mean, since they err together: it is sure where all are, and its order is what `Student.surest` asks for.
     """
-    answers = votes
+    answers = vote(readings)
     for _ in range(rounds):
-        evidence = torch.zeros_like(votes)
+        evidence = torch.zeros_like(answers)
         for codes in readings:
-            habits = answers.T @ codes + 1e-5 * len(votes)
+            habits = answers.T @ codes + 1e-5 * len(answers)
             evidence += codes @ (habits / habits.sum(dim=1, keepdim=True)).log().T
         frequency = answers.mean(0).clamp_min(1e-3).log()
         answers = (frequency + evidence).softmax(dim=1)
-    return (frequency + evidence / min(temper, len(readings))).softmax(dim=1)
+    return (frequency + evidence / len(readings)).softmax(dim=1)
 
 
-def student_loss(student: Student, votes: Tensor) -> Callable[[Batch], Tensor]:
-    """A loss for `learn`: where the votes [N, 10] are sure, they are the answer; elsewhere, from the second epoch on,
-    the teacher is (the student's own moving average, which sees everything), if it is sure.
+def student_loss(student: Student, given: Tensor) -> Callable[[Batch], Tensor]:
+    """A loss for `learn`: where the answers given, float [N, 10], are among the surest, they count; elsewhere, after
+    TRAINED epochs, the teacher's (the student's own moving average, which sees everything), if it is sure.
     """
-    certainty, answers = votes.max(dim=1)
-    counts = certainty > student.sure
+    certainty, answers = given.max(dim=1)
+    counts = torch.zeros(len(given), dtype=torch.bool)
     for neuron in answers.unique():
-        counts &= (answers != neuron) | (certainty >= certainty[answers == neuron].quantile(1 - student.surest))
+        counts |= (answers == neuron) & (certainty >= certainty[answers == neuron].quantile(1 - student.surest))
 
     def loss_of(batch: Batch) -> Tensor:
         x, generator = batch.images, batch.generator
         answer, known = answers[batch.index].to(x.device), counts[batch.index].to(x.device)
-        if batch.epoch > 1:
+        if batch.epoch > TRAINED:
             with torch.no_grad():
                 own, opinion = log_codes(batch.teacher, x).exp().max(dim=1)
             answer = torch.where(known, answer, opinion)
-            known |= own > student.own
+            known |= own > SURE
         seen = augment.window(augment.warp(x, generator), generator, share=student.windows)
         if student.blind:
             seen = hide_holes(seen, torch.rand(len(x), generator=generator) < student.blind)
