@@ -37,7 +37,7 @@ RUNGS = (
     Rung(
         Start("adam", epochs=EPOCHS, information=0, warped=False, post=True),
         "+ AdamW, one cycle of the learning rate, averaged weights",
-        "The shortest way down: one neuron for all images, and the mean image as the drawing. The softmax is stuck there.",
+        "The shortest way down: one neuron for all images, and their mean as the drawing. The softmax is stuck there.",
     ),
     Rung(
         Start("convolutions", epochs=EPOCHS, information=0, warped=False),
