@@ -232,14 +232,15 @@ def ladder(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
     ax = fig.subplots()
     for name, level in levels.items():
         ax.axvline(level, color=GREY, lw=1)
-        ax.text(level, len(table) - 0.4, name, ha="center", va="bottom", color=GREY)
+        side = "left" if level == max(levels.values()) else "right"  # of two neighbours, each has its own side
+        ax.text(level, len(table) - 0.25, name, ha=side, va="bottom", color=GREY)
     height = np.arange(len(table))
     ax.hlines(height, table["worst"], table["best"], color=BLUE, alpha=0.45, lw=5)
     ax.plot(table["mean"], height, "o", color=BLUE, ms=8)
     for y, mean in zip(height, table["mean"], strict=True):
         ax.annotate(f"{100 * mean:.1f} %", (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
     ax.set_yticks(height, table.index)
-    ax.set(xlabel="accuracy on the test images (dot: mean, bar: worst to best seed)", xlim=(0, 1.04))
+    ax.set(xlabel="test accuracy (dot: mean, bar: worst to best seed)", xlim=(0, 1.04))
     ax.set_ylim(-0.6, len(table) - 0.3)
     fig.suptitle(title)
     return fig
