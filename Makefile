@@ -41,7 +41,7 @@ test: test-unit test-notebooks ## all tests
 test-unit: $(ENVIRONMENT) ## the tests of mnist_ae
 	$(PYTHON) -m pytest tests
 
-test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 8 minutes)
+test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 20 minutes)
 	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
@@ -94,5 +94,6 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/pa
 	@rm -f $(@D)/$*.failed.ipynb
 	@mv $(@D)/.$*.ipynb $@
 
-# 02 and 03 read the run that 01 leaves.
-$(RUNS)/notebooks/02_inspect_codes.ipynb $(RUNS)/notebooks/03_cluster_to_label.ipynb: $(RUNS)/notebooks/01_train.ipynb
+# 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves.
+$(patsubst %,$(RUNS)/notebooks/%.ipynb,02_inspect_codes 03_cluster_to_label 05_ten_digits): $(RUNS)/notebooks/01_train.ipynb
+$(RUNS)/notebooks/06_seeds.ipynb: $(RUNS)/notebooks/05_ten_digits.ipynb

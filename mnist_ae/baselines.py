@@ -3,6 +3,8 @@
 `supervised` is the one function of the project that updates weights with labels: it is the ceiling, not a method.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -10,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from mnist_ae import models
 
@@ -40,7 +42,9 @@ def mixture_clusters(
     if reduction == "pca":
         reduce = PCA(50, random_state=seed)
     else:
-        from umap import UMAP  # which takes seconds to import
+        with warnings.catch_warnings():  # its import takes seconds, and asks for the bars of a notebook
+            warnings.simplefilter("ignore", TqdmWarning)
+            from umap import UMAP
 
         reduce = UMAP(n_components=10, n_neighbors=15, min_dist=0, random_state=seed, n_jobs=1)
     learnt = reduce.fit_transform(flat[0])

@@ -261,8 +261,17 @@ def gallery(images: ArrayLike, captions: Sequence[str], title: str, columns: int
     return fig
 
 
-def seeds(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
-    """One pair of marks a seed: columns seed, epochs, and two accuracies of `confusion.scores`, 0 to 1.
+READINGS = {"many_to_one_same": "many-to-one, the post's way", "one_to_one": "one-to-one, strict"}
+
+
+def seeds(
+    table: pd.DataFrame,
+    levels: dict[str, float],
+    title: str,
+    readings: dict[str, str] = READINGS,
+    ylim: tuple[float, float] = (0, 0.75),
+) -> Figure:
+    """Marks for each seed: columns seed, epochs, and those of `readings`, accuracies from 0 to 1, {column: its name}.
 
     levels: accuracies to compare with, {name: accuracy}, drawn as named horizontal lines.
     """
@@ -270,13 +279,11 @@ def seeds(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
     ax = fig.subplots()
     _draw_levels(ax, levels)
     for place, (epochs, group) in enumerate(table.groupby("epochs")):
-        for column, reading, shift, colour in [
-            ("many_to_one_same", "many-to-one, the post's way", -0.07, BLUE),
-            ("one_to_one", "one-to-one, strict", 0.07, ORANGE),
-        ]:
-            x, marker = group["seed"] + shift + 0.35 * place, "o*sD"[place % 4]
+        for k, (column, reading) in enumerate(readings.items()):
+            colour, marker = (BLUE, ORANGE)[k], "o*sD"[place % 4]
+            x = group["seed"] + 0.14 * k - 0.07 * (len(readings) - 1) + 0.35 * place
             ax.plot(x, group[column], marker, ms=9, color=colour, label=f"{reading}, {epochs} epochs")
-    ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=(0, 0.75), xticks=sorted(set(table["seed"])))
+    ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=ylim, xticks=sorted(set(table["seed"])))
     ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     fig.suptitle(title)
     return fig
