@@ -3,11 +3,15 @@
 import gzip
 import hashlib
 import os
+import re
+import shutil
 import socket
 import struct
 import tempfile
+import time
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnist_ae.files import HOME
+from mnist_ae import files
 
 NAMES = ("auto", "MNIST", "FashionMNIST", "KMNIST", "digits")
 
@@ -35,7 +39,9 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+SUMS = "sha256sums"  # beside the files of a download; `sha256sum -c` reads it too
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer; a network that swallows packets must not hang a first run
+ABANDONED = 24 * 3600  # seconds, after which a download is not that of a process at work beside this one
 
 
 class DataError(RuntimeError):
@@ -56,6 +62,21 @@ class Digits:
     test_images: Tensor
     test_labels: Tensor
 
+    def __post_init__(self) -> None:
+        """ValueError for what cannot be learned from or scored."""
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if images.shape[1:] != (1, 28, 28) or images.dtype != torch.uint8:
+                raise ValueError(f"{part}_images must be uint8 [N, 1, 28, 28], got {images.dtype} {list(images.shape)}")
+            if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+                raise ValueError(
+                    f"{part}_labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}"
+                )
+            if len(images) == 0:
+                raise ValueError(f"{part}_images is empty")
+            if labels.min() < 0 or labels.max() > 9:
+                raise ValueError(f"{part}_labels must be 0 to 9, got {labels.min()} to {labels.max()}")
+
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of all four tensors, as 64 hexadecimal digits."""
@@ -63,6 +84,10 @@ class Digits:
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def load(name: str = "auto", root: str | Path | None = None) -> Digits:
@@ -74,8 +99,10 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
         by default $MNIST_AE_DATA (a relative path counts from the repository, since notebooks run in a subfolder),
         else `data/` in the repository. Files compressed with gzip (`.gz`) are read as they are.
 
+    A file that is damaged, or missing beside others, is downloaded again; the damaged one is kept as NAME.damaged.
+
     Raises ValueError for an unknown name, DataUnavailable where the files are neither on disk nor downloadable, and
-    DataError, never a fallback, for a file that is damaged or missing beside others that are there.
+    DataError, never a fallback, for a file that is damaged or missing and cannot be downloaded again.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
@@ -98,60 +125,82 @@ def _data_root(root: str | Path | None) -> Path:
     """The folder to look in: the argument, else $MNIST_AE_DATA, else data/."""
     if root is not None:
         return Path(root).expanduser().absolute()
-    return (HOME / Path(os.environ.get("MNIST_AE_DATA") or "data").expanduser()).resolve()
+    return (files.HOME / Path(os.environ.get("MNIST_AE_DATA") or "data").expanduser()).resolve()
 
 
 def _load_idx(name: str, root: Path) -> Digits:
     folder = root / name / "raw"
-    missing = [file for file in FILES if not (folder / file).exists() and not (folder / f"{file}.gz").exists()]
-    if missing:
+    try:
+        arrays = _read_all(folder)
+    except DataError as fault:
         try:
             _download(name, root)
         except (OSError, RuntimeError, EOFError, zlib.error) as error:
             reason = f"{' '.join(str(error).split())} ({type(error).__name__})"
-            if len(missing) < len(FILES):
-                raise DataError(
-                    f"{name} in {folder} is incomplete: {', '.join(missing)} missing, and not downloadable: {reason}"
-                ) from error
+            if any(_place(folder, file).exists() for file in FILES):
+                raise DataError(f"{fault} It could not be downloaded again: {reason}") from error
             raise DataUnavailable(f"{name} is not in {folder} and could not be downloaded: {reason}") from error
-    train_images, train_labels, test_images, test_labels = (
-        _read_idx(folder / file, shape, SHA256[file] if name == "MNIST" else None) for file, shape in FILES.items()
-    )
-    return Digits(
-        name,
-        torch.from_numpy(train_images).unsqueeze(1),
-        torch.from_numpy(train_labels).long(),
-        torch.from_numpy(test_images).unsqueeze(1),
-        torch.from_numpy(test_labels).long(),
-    )
+        arrays = _read_all(folder)
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
+    return Digits(name, train_images.unsqueeze(1), train_labels.long(), test_images.unsqueeze(1), test_labels.long())
 
 
 def _download(name: str, root: Path) -> None:
-    """Let torchvision download and verify a data set beside its place, then move each file there in one step."""
+    """Let torchvision download and verify a data set beside its place, then move there, each in one step, the files
+    that are missing or damaged; and leave the checksums of what was verified.
+    """
     from torchvision import datasets  # slow to import, and needed here only
 
     folder = root / name / "raw"
     root.mkdir(parents=True, exist_ok=True)
+    for partial in root.glob(".download-*"):
+        if time.time() - partial.stat().st_mtime > ABANDONED:  # by a process that was killed
+            shutil.rmtree(partial)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as partial:
             getattr(datasets, name)(partial, download=True)
             folder.mkdir(parents=True, exist_ok=True)
-            for file in FILES:
-                os.replace(Path(partial, name, "raw", file), folder / file)
+            new = Path(partial, name, "raw")
+            sums = {file: hashlib.sha256((new / file).read_bytes()).hexdigest() for file in FILES}
+            files.write(folder / SUMS, "".join(f"{sums[file]}  {file}\n" for file in FILES).encode())
+            for file, shape in FILES.items():
+                try:
+                    _read_idx(_place(folder, file), shape, sums[file])
+                except DataError:
+                    with suppress(FileNotFoundError):
+                        os.replace(_place(folder, file), folder / f"{file}.damaged")
+                    os.replace(new / file, folder / file)
     finally:
         socket.setdefaulttimeout(timeout)
 
 
+def _place(folder: Path, file: str) -> Path:
+    """Where to read a file: the plain one, else the gzipped one."""
+    return folder / file if (folder / file).exists() else folder / f"{file}.gz"
+
+
+def _read_all(folder: Path) -> list[np.ndarray]:
+    """The four files. Their checksums: MNIST's are known, those of the others were left by their download, if any."""
+    sums = SHA256
+    if folder.parent.name != "MNIST":
+        try:
+            left = (folder / SUMS).read_text(errors="replace")
+        except OSError:
+            left = ""
+        sums = {file: checksum for checksum, file in re.findall(r"^([0-9a-f]{64})  (\S+)$", left, re.M)}
+    return [_read_idx(_place(folder, file), shape, sums.get(file)) for file, shape in FILES.items()]
+
+
 def _read_idx(path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndarray:
     """One IDX file (http://yann.lecun.com/exdb/mnist) as uint8 of that shape; DataError names path and fault."""
-    if not path.exists():
-        path = path.with_name(f"{path.name}.gz")
     try:
         content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path.with_suffix('')} is missing.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}.") from error
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 | len(shape), *shape)
     size = len(header) + int(np.prod(shape))
     fault = None
@@ -167,7 +216,7 @@ def _read_idx(path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndar
     elif sha256 and hashlib.sha256(content).hexdigest() != sha256:
         fault = "has the right size and the wrong checksum: some of its bytes were changed"
     if fault:
-        raise DataError(f"{path} is damaged: it {fault}. Delete it and it is downloaded again.")
+        raise DataError(f"{path} is damaged: it {fault}.")
     values = np.frombuffer(bytearray(content), np.uint8, offset=len(header)).reshape(shape)
     if len(shape) == 1 and values.max() > 9:
         raise DataError(f"{path} is damaged: it holds the label {values.max()}, outside 0 to 9.")

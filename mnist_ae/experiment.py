@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
-import pickle
+import platform
+import subprocess
 import time
-from collections.abc import Callable
+import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mnist_ae import augment, confusion, data, files, losses, models, ten_digits, train
+from mnist_ae import augment, checkpoint, confusion, data, files, losses, models, ten_digits, train
+from mnist_ae.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class Recipe:
         *,
         device: str,
         progress: bool,
-        on_epoch: Callable[[int, nn.Module], None] | None = None,
+        on_epoch: train.OnEpoch | None = None,
+        resume: dict | None = None,
     ) -> tuple[nn.Module, list[dict]]:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `train.fit` returns."""
         model = ten_digits.born(self.model, seed)
         options = {name: getattr(self, name) for name in ("epochs", "batch_size", "lr", "momentum")}
-        history = train.fit(model, images, seed=seed, device=device, progress=progress, on_epoch=on_epoch, **options)
-        return model, history
+        options |= {"seed": seed, "device": device, "progress": progress, "on_epoch": on_epoch, "resume": resume}
+        return model, train.fit(model, images, **options)
 
 
 AnyRecipe = Recipe | ten_digits.Start | ten_digits.Recipe
@@ -64,21 +69,24 @@ class Result:
 
     model: trained, on the CPU. history: what `train.fit` returned. metrics: what metrics.json holds. snapshots:
     {epoch: float32 [20, 1, 28, 28]}, the reconstructions of the first 20 test images, in the model's normalised units.
-    reused: True if it was loaded, False if it was trained by this call.
+    seconds: what it took, interruptions left out. reused: True if it was loaded, False if this call trained it.
+    continued: the epochs that this call found trained, when it went on with an interrupted run.
     """
 
     model: nn.Module
     history: list[dict]
     metrics: dict
     snapshots: dict[int, Tensor]
+    seconds: float
     folder: Path
     reused: bool
+    continued: int = 0
 
     @property
     def origin(self) -> str:
         """Whether this call trained the run or found it finished, and how long its training took."""
-        minutes = sum(row["seconds"] for row in self.history) / 60
-        return f"{'found finished' if self.reused else 'trained now'} in {minutes:.1f} min: {self.folder.name}"
+        how = f"continued after epoch {self.continued}" if self.continued else "trained now"
+        return f"{'found finished' if self.reused else how} in {self.seconds / 60:.1f} min: {self.folder.name}"
 
 
 class RunNotFound(FileNotFoundError):
@@ -95,35 +103,70 @@ def run(
 ) -> Result:
     """Train the recipe's model from `seed` on the training images, score it, and leave it in the folder `out_dir`.
 
-    Labels enter after training only, to score. Writes model.pt (weights, history, snapshots) and, last, metrics.json. A
-    run that is finished there is loaded instead where recipe, seed, data, code, torch, threads and device all agree.
+    Labels enter after training only, to score. Writes model.pt (weights, history, snapshots, metrics) and metrics.json.
+    A run that is finished there is loaded instead where recipe, seed, data, code, torch, threads and device all agree.
+    checkpoint.pt keeps all that there is after each epoch: a run that was interrupted, by whatever means, goes on from
+    it and ends with the same weights, bit for bit. If another process is at work in the folder, this one waits.
+
+    Raises FloatingPointError (see `train.minimise`), and OSError where a file cannot be written; both leave the
+    checkpoint of the epoch before. Warns of a checkpoint that is damaged, and trains again.
     """
     out_dir, device = Path(out_dir), train.pick_device(device).type
     identity = _identity(recipe, seed, digits, device)
-    if found := _finished(recipe, out_dir, identity):
-        return found
+    with suppress(CheckpointError):
+        if found := _finished(recipe, out_dir, identity):
+            return found  # without the lock: the folder may be read-only
+    with files.one_process_at_a_time(out_dir, "training"):
+        try:
+            if found := _finished(recipe, out_dir, identity):  # by the one that this one waited for
+                return found
+        except CheckpointError as error:
+            warnings.warn(f"{error}. Training it again.", stacklevel=2)
+        return _train(recipe, seed, digits, out_dir, identity, device, progress)
 
-    snapshots = {}
 
-    def keep_snapshot(epoch: int, model: nn.Module) -> None:
+def _train(
+    recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, identity: dict, device: str, progress: bool
+) -> Result:
+    """Train from the checkpoint in `out_dir`, if it is of the same run, else from the beginning."""
+    for half_written in out_dir.glob(".*.tmp"):  # by a process that was killed
+        half_written.unlink()
+    path, begin = out_dir / "checkpoint.pt", time.perf_counter()
+    kept = None
+    try:
+        kept = _kept(path, identity)
+    except CheckpointError as error:
+        warnings.warn(f"{error}. Training from the beginning.", stacklevel=3)
+    kept = kept or {"epoch": 0, "state": None, "snapshots": {}, "seconds": 0.0}
+    snapshots = kept["snapshots"]
+
+    def seconds() -> float:
+        return kept["seconds"] + time.perf_counter() - begin
+
+    def keep(epoch: int, model: nn.Module, state: dict) -> None:
         if epoch in SNAPSHOT_EPOCHS or epoch == recipe.epochs:
             snapshots[epoch] = train.reconstruct(model, digits.test_images[:WATCHED])
+        now = {"epoch": epoch, "state": state, "snapshots": snapshots, "seconds": seconds()}
+        checkpoint.write(path, {"metrics": identity, **now})
 
-    begin = time.perf_counter()
-    model, history = recipe.fit(digits.train_images, seed, device=device, progress=progress, on_epoch=keep_snapshot)
-    metrics = identity | _evaluate(model, digits)
-    metrics |= {"loss": [row["loss"] for row in history], "seconds": time.perf_counter() - begin}
+    model, history = recipe.fit(
+        digits.train_images, seed, device=device, progress=progress, on_epoch=keep, resume=kept["state"]
+    )
     model.cpu().eval()
-    (out_dir / "metrics.json").unlink(missing_ok=True)  # of another recipe or code: never beside the new weights
-    with files.replacing(out_dir / "model.pt") as path:
-        torch.save({"weights": model.state_dict(), "history": history, "snapshots": snapshots}, path)
-    with files.replacing(out_dir / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=1) + "\n")
-    return Result(model, history, metrics, snapshots, out_dir, reused=False)
+    metrics = identity | _surroundings() | {"weights": _checksum(model)} | _evaluate(model, digits)
+    metrics["loss"] = [row["loss"] for row in history]
+    content = {"weights": model.state_dict(), "history": history, "snapshots": snapshots, "seconds": seconds()}
+    checkpoint.write(out_dir / "model.pt", {"metrics": metrics, **content})
+    files.write(out_dir / "metrics.json", _json(metrics))
+    path.unlink()
+    return Result(model, history, metrics, snapshots, content["seconds"], out_dir, False, kept["epoch"])
 
 
 def load(recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, *, device: str = "auto") -> Result:
-    """The finished run in `out_dir`; RunNotFound if it is not there or was made by another recipe, data or code."""
+    """The finished run in `out_dir`; RunNotFound if it is not there or was made by another recipe, data or code.
+
+    CheckpointError if it is there, and damaged.
+    """
     found = _finished(recipe, Path(out_dir), _identity(recipe, seed, digits, train.pick_device(device).type))
     if found is None:
         raise RunNotFound(
@@ -134,7 +177,7 @@ def load(recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, *, de
 
 
 def _identity(recipe: AnyRecipe, seed: int, digits: data.Digits, device: str) -> dict:
-    """What must agree for a finished run to be reused. Code: the files that decide the weights."""
+    """What must agree for a run to be reused or continued. Code: the files that decide the weights."""
     code = b"".join(Path(module.__file__).read_bytes() for module in (augment, models, losses, train, ten_digits))
     return {
         "recipe": json.loads(json.dumps(asdict(recipe))),  # as metrics.json gives it back
@@ -147,18 +190,58 @@ def _identity(recipe: AnyRecipe, seed: int, digits: data.Digits, device: str) ->
     }
 
 
-def _finished(recipe: AnyRecipe, folder: Path, identity: dict) -> Result | None:
-    """The finished run in `folder`, or None where there is none, it is another's, or it cannot be read."""
+def _surroundings() -> dict:
+    """What else metrics.json says of where a run was trained."""
+    versions = {name: version(name) for name in ("torch", "numpy", "scipy")}
+    return {"versions": {"python": platform.python_version(), **versions}, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of this code, followed by "+changes" if mnist_ae/ is not as it was there; None outside of a clone."""
+
+    def git(*command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *command], cwd=files.HOME, capture_output=True, text=True, check=False)
+
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        if {key: metrics.get(key) for key in identity} != identity:
-            return None
-        kept = torch.load(folder / "model.pt", weights_only=True)
-        model = recipe.model().eval()
-        model.load_state_dict(kept["weights"])
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError):
+        head = git("rev-parse", "HEAD").stdout.strip() if (files.HOME / ".git").exists() else ""
+        return head + ("+changes" if git("status", "--porcelain", "mnist_ae").stdout else "") if head else None
+    except OSError:  # no git on this machine
         return None
-    return Result(model, kept["history"], metrics, kept["snapshots"], folder, reused=True)
+
+
+def _checksum(model: nn.Module) -> str:
+    """SHA-256 of all weights."""
+    weights = (weight.detach().contiguous().numpy().tobytes() for weight in model.state_dict().values())
+    return hashlib.sha256(b"".join(weights)).hexdigest()
+
+
+def _json(metrics: dict) -> bytes:
+    return (json.dumps(metrics, indent=1) + "\n").encode()
+
+
+def _kept(path: Path, identity: dict) -> dict | None:
+    """The content of a checkpoint of this run; None where there is none, or another's; CheckpointError: damaged."""
+    try:
+        content = checkpoint.read(path)
+    except OSError:
+        return None
+    metrics = content.get("metrics")
+    same = isinstance(metrics, dict) and {key: metrics.get(key) for key in identity} == identity
+    return content if same else None
+
+
+def _finished(recipe: AnyRecipe, folder: Path, identity: dict) -> Result | None:
+    """The finished run in `folder`, None where there is none or another's; CheckpointError where it is damaged."""
+    try:
+        written = (folder / "metrics.json").read_bytes()
+    except OSError:
+        return None
+    kept = _kept(folder / "model.pt", identity)
+    if kept is None or written != _json(kept["metrics"]):
+        return None
+    model = recipe.model().eval()
+    checkpoint.load_weights(model, kept.get("weights"), folder / "model.pt")
+    return Result(model, kept["history"], kept["metrics"], kept["snapshots"], kept["seconds"], folder, reused=True)
 
 
 def _evaluate(model: nn.Module, digits: data.Digits) -> dict:
@@ -185,8 +268,7 @@ def sweep(
         running = [pool.submit(_sweep_row, recipe, seed, digits.name, device) for recipe, seed in jobs]
         for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
             rows = pd.concat([rows, pd.DataFrame([job.result()])]).drop_duplicates(key, keep="last").sort_values(key)
-            with files.replacing(path) as temporary:
-                rows.to_csv(temporary, index=False, float_format="%.6g")
+            files.write(path, rows.to_csv(index=False, float_format="%.6g").encode())
     return rows
 
 
@@ -211,7 +293,7 @@ def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
         **result.metrics["accuracy"],
         "dead_neurons": len(result.metrics["dead_neurons"]),
         "loss": result.history[-1]["loss"],
-        "seconds": round(result.metrics["seconds"]),
+        "seconds": round(result.seconds),
         **{name: result.metrics[name] for name in ("threads", "device", "torch")},
     }
 

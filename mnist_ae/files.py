@@ -1,9 +1,12 @@
-"""Where a run's files go, and writing them whole or not at all."""
+"""Where a run's files go; writing them whole or not at all; one process at a time."""
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 # The repository when the package is installed from it (pip install -e), else wherever the user works.
 _SOURCE = Path(__file__).resolve().parents[1]
@@ -24,13 +27,45 @@ def _out() -> Path:
     return HOME / os.environ.get("MNIST_AE_OUT", "")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved there in one step if the block succeeds and removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, folders included: beside its place first, then moved there in one step.
+
+    Raises OSError (no space left, no permission) with the path; what was there before is then as it was. A process that
+    is killed at the wrong moment leaves `.NAME.PROCESS.tmp` behind, and nothing that carries the name itself.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut after the move could leave an empty file
         os.replace(temporary, path)
-    finally:
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = f"not written ({error.strerror}), what was there before is as it was"
+        raise OSError(error.errno, reason, str(path)) from error
+    except BaseException:  # an interrupt
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def one_process_at_a_time(folder: Path, task: str) -> Iterator[None]:
+    """Hold `folder` for the block; where another process holds it, say so on stderr and wait.
+
+    The lock is the operating system's, on the file `.lock` in the folder: it ends with its process, however that ends.
+    task: what the other is doing, as in "training". Raises OSError where the folder cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is {task} in {folder}: waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -13,8 +13,17 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 
 
 def pixels(images: Tensor) -> Tensor:
-    """images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1] -> float32 of the same shape in [0, 1]."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    """images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1] -> float32 of the same shape in [0, 1].
+
+    Raises ValueError for other types, and for floating pixels that are NaN or outside [0, 1].
+    """
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 in 0..255 or floating in [0, 1], got {images.dtype}")
+    if not ((images >= 0) & (images <= 1)).all():  # NaN is neither
+        raise ValueError("images hold pixels that are NaN or outside [0, 1]")
+    return images.float()
 
 
 class PostAutoencoder(nn.Module):

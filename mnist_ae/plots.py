@@ -1,5 +1,6 @@
 """Every figure, as a function that takes arrays and returns a matplotlib Figure; and one way to save them."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,12 +28,11 @@ def save_figure(fig: Figure, name: str, numbers: pd.DataFrame, dataset: str):
     from IPython.display import Image
 
     folder = files.figures_folder(dataset)
-    with files.replacing(folder / f"{name}.png") as path:
-        fig.savefig(path, metadata={"Software": None})
-        image = Image(data=path.read_bytes(), format="png")
-    with files.replacing(folder / f"{name}.csv") as path:
-        numbers.to_csv(path, float_format="%.6g", lineterminator="\n")
-    return image
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", metadata={"Software": None})
+    files.write(folder / f"{name}.png", picture.getvalue())
+    files.write(folder / f"{name}.csv", numbers.to_csv(float_format="%.6g", lineterminator="\n").encode())
+    return Image(data=picture.getvalue(), format="png")
 
 
 def architecture(layers: list[dict], title: str) -> Figure:

@@ -15,9 +15,9 @@ Nothing here ever sees a label.
 
 import copy
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -31,9 +31,9 @@ RECONSTRUCTION = 5.0  # weight of the mean squared error of the drawing, in star
 SURE = 0.9  # a student's own opinion counts above this, and
 TRAINED = 2  # after so many epochs: before, it errs about rare styles, and would confirm itself
 
+BATCH = 128
 LEAST_BATCHES = 400  # in an epoch; MNIST has 468, the bundled digits would have 11
 
-OnEpoch = Callable[[int, nn.Module], None]
 Fitted = tuple[nn.Module, list[dict]]
 
 
@@ -76,15 +76,31 @@ class Start:
     def model(self) -> nn.Module:
         return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons(self.holes)
 
-    def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
+    def fit(
+        self,
+        images: Tensor,
+        seed: int,
+        *,
+        device: str,
+        progress: bool,
+        on_epoch: train.OnEpoch | None = None,
+        resume: dict | None = None,
+    ) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `learn` returns."""
-        sights = with_holes(images) if self.holes else images
-        with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
-            model = born(self.model, seed)
-            history = learn(model, sights, self.loss, epochs=self.epochs, seed=seed, lr=1e-3, device=device, bar=bar)
-        if on_epoch:
-            on_epoch(self.epochs, model)
-        return model, history
+        with train.progress_bar(self.epochs * passes(len(images)) * len(images), progress) as bar:
+            model, sights = born(self.model, seed), with_holes(images) if self.holes else images
+            return model, learn(
+                model,
+                sights,
+                self.loss,
+                epochs=self.epochs,
+                seed=seed,
+                lr=1e-3,
+                device=device,
+                bar=bar,
+                on_epoch=on_epoch,
+                resume=resume,
+            )
 
     def loss(self, batch: Batch) -> Tensor:
         """For `learn`."""
@@ -150,31 +166,66 @@ class Recipe:
     def model(self) -> nn.Module:
         return models.TenNeurons(self.holes)
 
-    def fit(self, images: Tensor, seed: int, *, device: str, progress: bool, on_epoch: OnEpoch | None = None) -> Fitted:
+    def fit(
+        self,
+        images: Tensor,
+        seed: int,
+        *,
+        device: str,
+        progress: bool,
+        on_epoch: train.OnEpoch | None = None,
+        resume: dict | None = None,
+    ) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> the last student, and what `learn` returns for each part, with its name.
 
-        on_epoch(epoch, model) is called at the end of each part, with the epochs until then.
+        on_epoch and resume are those of `train.minimise`, with the epochs of all parts counted together.
         """
-        history, readings, answers = [], [], None
-        sights = with_holes(images) if self.holes else images
-        with tqdm(total=self.epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
-            for number, (name, part) in enumerate(parts := self.parts()):
+        # What the parts that are done have left, and the state of the one that is being trained.
+        done = resume or {"parts": 0, "history": [], "readings": [], "answers": None, "learning": None}
+        parts = self.parts()
+        with train.progress_bar(self.epochs * passes(len(images)) * len(images), progress) as bar:
+            sights = with_holes(images) if self.holes else images
+            bar.update(sum(row["images"] for row in done["history"]))
+            for number, (name, part) in enumerate(parts[done["parts"] :], done["parts"]):
                 own = 1000 * seed + number  # each part draws random numbers of its own
                 if isinstance(part, Start):
                     model, seen, loss, lr = born(part.model, own), sights if part.holes else images, part.loss, 1e-3
                 else:
-                    model, seen, loss, lr = born(self.model, own), sights, student_loss(part, answers), 2e-3
-                rows = learn(model, seen, loss, epochs=part.epochs, seed=own, lr=lr, device=device, bar=bar)
-                history += [{"part": name} | row for row in rows]
+                    loss, lr = student_loss(part, done["answers"]), 2e-3
+                    model, seen = born(self.model, own), sights
+                rows = learn(
+                    model,
+                    seen,
+                    loss,
+                    epochs=part.epochs,
+                    seed=own,
+                    lr=lr,
+                    device=device,
+                    bar=bar,
+                    on_epoch=on_epoch and partial(_within, on_epoch, done),
+                    resume=done["learning"],
+                )
+                readings, answers = done["readings"], done["answers"]
                 if isinstance(part, Start):
-                    readings.append(train.encode(model, seen))
+                    readings = [*readings, train.encode(model, seen)]
                     if len(readings) == len(self.starts):
                         answers = weigh(readings)
                 elif number + 1 < len(parts):
                     answers = read(model, sights, part, seed=own)
-                if on_epoch:
-                    on_epoch(len(history), model)
-        return model, history
+                history = done["history"] + [{"part": name} | row for row in rows]
+                done = {
+                    "parts": number + 1,
+                    "history": history,
+                    "readings": readings,
+                    "answers": answers,
+                    "learning": None,
+                }
+        return model, done["history"]
+
+
+def _within(on_epoch: train.OnEpoch, done: dict, epoch: int, model: nn.Module, state: dict) -> None:
+    """Call on_epoch of a recipe from within a part, after that part's `epoch`."""
+    on_epoch(len(done["history"]) + epoch, model, done | {"learning": state})
 
 
 def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -182,6 +233,16 @@ def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind()
+
+
+def passes(images: int) -> int:
+    """How often an epoch passes over the images: once, or, where they are few, as often as makes LEAST_BATCHES.
+
+    Raises ValueError for less than a batch of images.
+    """
+    if images < BATCH:
+        raise ValueError(f"{images} images are less than one batch of {BATCH}")
+    return math.ceil(LEAST_BATCHES / (images // BATCH))
 
 
 def learn(
@@ -192,46 +253,50 @@ def learn(
     epochs: int,
     seed: int,
     lr: float,
-    batch_size: int = 128,
+    bar: tqdm,
     device: str = "cpu",
-    bar: tqdm | None = None,
+    on_epoch: train.OnEpoch | None = None,
+    resume: dict | None = None,
 ) -> list[dict]:
     """Minimise `loss_of` over images uint8 [N, C, 28, 28]: AdamW, one cycle of the rate up to `lr` and down to 0.
 
-    An epoch is a pass over the images; where they are few, as many as make LEAST_BATCHES. Leaves in `model` the
-    moving average of its weights, which is steadier than the last ones. Returns a dict an epoch: epoch (from 1), loss
-    (mean over its batches), seconds. Raises ValueError for less than a batch of images and FloatingPointError at the
-    end of an epoch whose loss is not finite.
+    Leaves in `model` the moving average of its weights, which is steadier than the last ones. An epoch: see `passes`.
+    on_epoch, resume, what is returned and FloatingPointError: see `train.minimise`.
     """
-    if len(images) < batch_size:
-        raise ValueError(f"{len(images)} images are less than one batch of {batch_size}")
-    place, passes = train.pick_device(device), math.ceil(LEAST_BATCHES / (len(images) // batch_size))
-    steps = len(images) * passes // batch_size
+    place, rounds = train.pick_device(device), passes(len(images))
+    steps = len(images) * rounds // BATCH
     images, model = images.to(place), model.to(place).train()
-    teacher = copy.deepcopy(model).eval()
+    average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
     generator = torch.Generator().manual_seed(seed)
 
-    history = []
-    for epoch in range(1, epochs + 1):
-        begin, total = time.perf_counter(), torch.zeros((), device=place)
-        order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(passes)])
-        for step, index in enumerate(order[: steps * batch_size].split(batch_size), (epoch - 1) * steps):
-            x = models.pixels(images[index.to(place)])
-            loss = loss_of(Batch(model, teacher, x, index, epoch, generator))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
-            move_average(teacher, model, step)
-            total += loss.detach()
-            if bar is not None:
-                bar.update(len(index) / passes)
-        history.append({"epoch": epoch, "loss": total.item() / steps, "seconds": time.perf_counter() - begin})
-        if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss is {history[-1]['loss']} in epoch {epoch}: lower lr ({lr})")
-    model.load_state_dict(teacher.state_dict())
+    def batches() -> Sequence[Tensor]:
+        order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])
+        return order[: steps * BATCH].split(BATCH)
+
+    def loss(index: Tensor, epoch: int) -> Tensor:
+        x = models.pixels(images[index.to(place)])
+        return loss_of(Batch(model, average, x, index, epoch, generator))
+
+    def after_step() -> None:
+        move_average(average, model, rate.last_epoch)
+        rate.step()
+
+    history = train.minimise(
+        model,
+        loss,
+        batches,
+        optimizer,
+        generator,
+        epochs=epochs,
+        bar=bar,
+        after_step=after_step,
+        kept={"average": average, "rate": rate},
+        on_epoch=on_epoch,
+        resume=resume,
+    )
+    model.load_state_dict(average.state_dict())
     return history
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+OnEpoch = Callable[[int, nn.Module, dict], None]  # epoch (from 1), model, state: see `minimise`
+
+
 def fit(
     model: nn.Module,
     images: Tensor,
@@ -43,17 +46,15 @@ def fit(
     momentum: float = 0.5,
     device: str = "cpu",
     progress: bool = True,
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+    resume: dict | None = None,
 ) -> list[dict]:
     """Train `model` in place to draw what it reads, by the mean squared error; the defaults are the post's.
 
     images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]. They are all the loop learns from.
     epochs 1..10,000, batch_size from 1, lr > 0, 0 <= momentum < 1: else ValueError.
     seed: the order of the images, drawn anew each epoch; the model's first weights are the caller's.
-    on_epoch(epoch, model) is called after each epoch.
-
-    Returns one dict an epoch: epoch (from 1), loss (mean over its images), last_batch_loss (what the post prints),
-    seconds, images_per_second. Raises FloatingPointError at the end of an epoch whose loss is not finite.
+    on_epoch, resume, what is returned and FloatingPointError: see `minimise`.
     """
     whole_number("epochs", epochs, 1, 10_000)
     whole_number("seed", seed, 0, 2**32 - 1)
@@ -72,33 +73,90 @@ def fit(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, fused=True)
     order = torch.Generator().manual_seed(seed)
 
+    def batches() -> Sequence[Tensor]:
+        return torch.randperm(len(images), generator=order).to(place).split(batch_size)
+
+    def loss_of(index: Tensor, _: int) -> Tensor:
+        target = model.normalise(images[index])
+        return F.mse_loss(forward(target), target)
+
+    with progress_bar(epochs * len(images), progress) as bar:
+        return minimise(
+            model, loss_of, batches, optimizer, order, epochs=epochs, bar=bar, on_epoch=on_epoch, resume=resume
+        )
+
+
+def progress_bar(images: int, shown: bool) -> tqdm:
+    """A bar of so many images, each counted as often as it is seen."""
+    return tqdm(total=images, unit=" images", mininterval=2, disable=not shown)
+
+
+def minimise(
+    model: nn.Module,
+    loss_of: Callable[[Tensor, int], Tensor],
+    batches: Callable[[], Sequence[Tensor]],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    *,
+    epochs: int,
+    bar: tqdm,
+    after_step: Callable[[], None] | None = None,
+    kept: dict | None = None,
+    on_epoch: OnEpoch | None = None,
+    resume: dict | None = None,
+) -> list[dict]:
+    """The loop of every recipe: a step down loss_of(index, epoch) for each index of `batches()`, which makes an epoch.
+
+    generator: what batches and losses draw from. Layers that draw for themselves, as dropout does, draw anew in each
+    epoch from its seed and the epoch. after_step() is called after each step. kept: {name: object with a state_dict} of
+    what else changes meanwhile, as a schedule does.
+
+    on_epoch(epoch, model, state) is called after each epoch. state: tensors and plain values, all that has changed so
+    far; it goes on changing, so write it to a file (or copy it) at once. resume: such a state; what is left is trained,
+    and the weights end as if there had been no interruption, bit for bit.
+
+    Returns one dict an epoch: epoch (from 1), loss (mean over its images), last_batch_loss (what the post prints),
+    seconds, images_per_second. Raises FloatingPointError, with epoch and batch, as soon as a loss is not finite, and
+    before on_epoch if a weight is not.
+    """
+    stateful = {"model": model, "optimizer": optimizer} | (kept or {})
     history = []
-    with tqdm(total=epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
-        for epoch in range(1, epochs + 1):
-            start, total = time.perf_counter(), torch.zeros((), device=place)
-            for batch in torch.randperm(len(images), generator=order).to(place).split(batch_size):
-                target = model.normalise(images[batch])
-                loss = F.mse_loss(forward(target), target)
+    if resume:
+        for name, part in stateful.items():
+            part.load_state_dict(resume[name])
+        generator.set_state(resume["generator"])
+        history = list(resume["history"])
+        bar.update(sum(row["images"] for row in history))
+
+    def lr() -> float:
+        return optimizer.param_groups[0]["lr"]
+
+    for epoch in range(len(history) + 1, epochs + 1):
+        begin, total, images = time.perf_counter(), 0.0, 0
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
+            torch.manual_seed(generator.initial_seed() + 1_000_003 * epoch)
+            for number, index in enumerate(batches(), 1):
+                loss = loss_of(index, epoch)
+                last = loss.item()
+                if not math.isfinite(last):
+                    raise FloatingPointError(f"the loss is {last} in epoch {epoch}, batch {number}, with lr {lr():.3g}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.detach() * len(batch)
-                bar.update(len(batch))
-            seconds = time.perf_counter() - start
-            history.append(
-                {
-                    "epoch": epoch,
-                    "loss": total.item() / len(images),
-                    "last_batch_loss": loss.item(),
-                    "seconds": seconds,
-                    "images_per_second": len(images) / seconds,
-                }
-            )
-            if not math.isfinite(history[-1]["loss"]):
-                raise FloatingPointError(f"the loss is {history[-1]['loss']} in epoch {epoch}: lower lr ({lr})")
-            bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{history[-1]['loss']:.4f}")
-            if on_epoch:
-                on_epoch(epoch, model)
+                if after_step:
+                    after_step()
+                total += last * len(index)
+                images += len(index)
+                bar.update(len(index))
+        if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+            raise FloatingPointError(f"a weight is not finite after epoch {epoch}, batch {number}, with lr {lr():.3g}")
+        seconds = time.perf_counter() - begin
+        row = {"epoch": epoch, "loss": total / images, "last_batch_loss": last, "images": images, "seconds": seconds}
+        history.append(row | {"images_per_second": images / seconds})
+        bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{history[-1]['loss']:.4f}")
+        if on_epoch:
+            state = {name: part.state_dict() for name, part in stateful.items()}
+            on_epoch(epoch, model, state | {"generator": generator.get_state(), "history": history})
     return history
 
 
