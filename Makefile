@@ -23,6 +23,13 @@ EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
 # The figures that the notebooks say they save: if one is gone, they run again.
 FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
+# A misspelt variable would leave the default in place without a word.
+VARIABLES = DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE PYTHON SYSTEM_PYTHON MAKEFLAGS SHELL MNIST_AE_% PIP_%
+UNKNOWN := $(filter-out $(VARIABLES),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(UNKNOWN): choose among $(wordlist 1,9,$(VARIABLES)))
+endif
+
 .PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep ladder lint clean FORCE
 
 help: ## print the tasks
@@ -32,6 +39,7 @@ help: ## print the tasks
 	@awk -F ' *[?]= *|# +' '/^[A-Z]+ *[?]= / { printf "  %-16s %s\n", $$1 "=" $$2, $$3 }' Makefile
 
 run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs changed; writes figures/
+	@rm -f $(RUNS)/make.pid
 	@echo "Done: the executed notebooks are in $(RUNS)/notebooks, what they drew for the parameters"
 	@echo "  $$(cat $(RUNS)/parameters)"
 	@echo "is in figures/ (for other data sets than MNIST in a folder of figures/ with their name)."
@@ -68,7 +76,7 @@ lint: $(ENVIRONMENT) ## ruff
 	$(PYTHON) -m ruff format --check .
 
 clean: ## delete runs/ and caches; figures/, data/ and .venv stay
-	rm -rf runs .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(RUNS) .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, $(SYSTEM_PYTHON) is %d.%d: name another with SYSTEM_PYTHON=..." % sys.version_info[:2])'
@@ -78,9 +86,13 @@ clean: ## delete runs/ and caches; figures/, data/ and .venv stay
 	@touch $@
 
 # Rewritten only when a parameter changed, so that make knows what is out of date; fails on a parameter or a data file
-# that cannot be used, before anything runs.
+# that cannot be used, before anything runs, and where another make ($$PPID) is at work, perhaps with other parameters.
 $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	@dataset=$$($(TASK) check $(PARAMETERS)) && mkdir -p $(@D) && \
+	  other=$$(cat $(RUNS)/make.pid 2> /dev/null || echo $$PPID) && \
+	  if [ $$other != $$PPID ] && kill -0 $$other 2> /dev/null; then \
+	    echo "error: process $$other is at work in $(RUNS): wait for it (or delete $(RUNS)/make.pid, if it is no make)" >&2; exit 1; \
+	  fi && echo $$PPID > $(RUNS)/make.pid && \
 	  echo "-p dataset $$dataset -p epochs $(EPOCHS) -p seed $(SEED) -p device $(DEVICE) -p threads $(THREADS)" > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 

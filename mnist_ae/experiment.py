@@ -1,5 +1,6 @@
 """A recipe and a seed -> a result on disk, trained once; and many of them at once."""
 
+import ast
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from IPython import get_ipython
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -299,9 +302,24 @@ def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
 
 
 def check_parameters(*, epochs: int, seed: int, device: str, threads: int) -> None:
-    """Refuse what a run cannot use with a ValueError that names the parameter and its range; set torch's threads."""
+    """Refuse what a run cannot use with a ValueError that names the parameter and its range; set the threads.
+
+    In a notebook that papermill runs, a parameter that no notebook has is refused too; papermill only warns of it.
+    """
     train.whole_number("epochs", epochs, 1, 10_000)
     train.whole_number("seed", seed, 0, 2**32 - 1)
     train.whole_number("threads", threads, 1, 256)
     train.pick_device(device)
+    known = ("dataset", "epochs", "seed", "device", "threads")
+    if unknown := [name for name in _set_by_papermill() if name not in known and not name.startswith("PAPERMILL_")]:
+        raise ValueError(f"unknown parameter {', '.join(unknown)}: choose among {', '.join(known)}")
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's and scikit-learn's: other threads, other rounding
+
+
+def _set_by_papermill() -> list[str]:
+    """The names that papermill set, in the cell that it put after the notebook's own parameters."""
+    shell = get_ipython()
+    cells = shell.user_ns["In"] if shell else []
+    lines = [line for cell in cells if cell.startswith("# Parameters\n") for line in ast.parse(cell).body]
+    return [target.id for line in lines if isinstance(line, ast.Assign) for target in line.targets]

@@ -24,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, found in there.items() if found))
-    if name not in there:
+    if name not in list(there):
         raise ValueError(f"unknown device {name!r}: choose one of auto, {', '.join(there)}")
     if not there[name]:
         here = ", ".join(kind for kind, found in there.items() if found)

@@ -4,6 +4,9 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
+import re
+import shutil
 import struct
 import threading
 import warnings
@@ -11,6 +14,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mnist_ae import data, files
 
@@ -34,6 +39,7 @@ def small(monkeypatch):
 
 def lay_out(contents, root, name="MNIST"):
     folder = root / name / "raw"
+    shutil.rmtree(root, ignore_errors=True)
     folder.mkdir(parents=True)
     for file, content in contents.items():
         (folder / file).write_bytes(content)
@@ -149,8 +155,53 @@ def test_without_mnist_auto_falls_back_loudly_and_by_name_it_never_does(tmp_path
 
 def test_a_data_set_with_a_file_missing_is_an_error_not_a_fallback(small, tmp_path, no_network):
     (lay_out(small, tmp_path) / LABELS).unlink()
-    with pytest.raises(data.DataError, match=rf"{LABELS} is missing\. It could not be downloaded again: .*no network \(test\)"):
+    with pytest.raises(
+        data.DataError, match=rf"{LABELS} is missing\. It could not be downloaded again: .*no network \(test\)"
+    ):
         data.load("auto", tmp_path)
+
+
+@given(st.sampled_from(sorted(data.FILES)), st.sampled_from(["MNIST", "KMNIST"]), st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_in_a_file_it_is_the_truth_or_an_error_that_names_it(small, tmp_path, no_network, file, name, draw):
+    """Cut, lengthened, overwritten, replaced: no array but the true one comes out of a file with a checksum, and out of
+    one without (KMNIST) only one of the right shape and range.
+    """
+    root = tmp_path / name
+    path = lay_out(small, root, name) / file
+    truth, size = small[file], len(small[file])
+    damaged = draw.draw(
+        st.one_of(
+            st.binary(max_size=60),
+            st.integers(0, size).map(lambda length: truth[:length]),
+            st.binary(min_size=1, max_size=9).map(lambda more: truth + more),
+            st.binary(min_size=1, max_size=9).map(lambda more: more + truth),
+            st.tuples(st.integers(0, 20) | st.integers(0, size - 1), st.integers(0, 255)).map(
+                lambda change: truth[: change[0]] + bytes([change[1]]) + truth[change[0] + 1 :]
+            ),
+        )
+    )
+    packed = draw.draw(st.sampled_from(["plain", "gzip", "gzip cut", "not gzip"]))
+    if packed == "plain":
+        path.write_bytes(damaged)
+    else:
+        path.unlink()
+        path = path.with_name(f"{file}.gz")
+        content = gzip.compress(damaged)
+        path.write_bytes({"gzip": content, "gzip cut": content[:-3], "not gzip": damaged}[packed])
+    start = 4 + 4 * len(data.FILES[file])
+    intact = damaged == truth
+    if name == "KMNIST" and len(damaged) == size:  # another pixel, or another label from 0 to 9, cannot be noticed
+        intact = damaged[:start] == truth[:start] and ("images" in file or max(damaged[start:]) <= 9)
+    if not intact or packed in ("gzip cut", "not gzip"):
+        with pytest.raises(data.DataError, match=re.escape(str(path))) as error:
+            data.load(name, root)
+        assert not isinstance(error.value, data.DataUnavailable)
+    else:
+        digits = data.load(name, root)
+        found = [digits.train_images, digits.train_labels, digits.test_images, digits.test_labels]
+        (values,) = [tensor for tensor, kind in zip(found, data.FILES, strict=True) if kind == file]
+        assert values.numpy().astype(np.uint8).tobytes() == damaged[start:]
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
@@ -218,6 +269,51 @@ def test_download_lays_the_files_out_and_is_done_once(server, small, tmp_path, n
 def test_half_a_data_set_is_completed(server, small, tmp_path):
     (lay_out(small, tmp_path / "data") / LABELS).unlink()
     assert data.load("MNIST", tmp_path / "data").train_labels.tolist() == list(small[LABELS][8:])
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "a changed byte": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "a login page": lambda content: b"<!DOCTYPE html><title>Log in</title>",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["MNIST", "KMNIST"])
+def test_a_damaged_file_is_repaired_where_there_is_a_network_and_kept_aside(server, small, tmp_path, name, damage):
+    root = tmp_path / "data"
+    whole = data.load(name, root)
+    path = root / name / "raw" / LABELS
+    damaged = DAMAGES[damage](small[LABELS])
+    path.write_bytes(damaged)
+    assert data.load(name, root).checksum == whole.checksum
+    assert path.read_bytes() == small[LABELS]
+    assert path.with_name(f"{LABELS}.damaged").read_bytes() == damaged
+    assert data.load(name, root).checksum == whole.checksum
+
+
+def test_a_sibling_without_a_network_is_held_to_the_checksums_of_its_download(server, small, tmp_path, request):
+    root = tmp_path / "data"
+    whole = data.load("KMNIST", root)
+    request.getfixturevalue("no_network")
+    folder = root / "KMNIST" / "raw"
+    (folder / IMAGES).write_bytes(DAMAGES["a changed byte"](small[IMAGES]))
+    with pytest.raises(data.DataError, match=f"{IMAGES} is damaged: .* wrong checksum.* not be downloaded again"):
+        data.load("KMNIST", root)
+    (folder / IMAGES).write_bytes(small[IMAGES])
+    (folder / data.SUMS).write_bytes(b"\xff\x00 no checksums")
+    assert data.load("KMNIST", root).checksum == whole.checksum
+
+
+def test_what_a_killed_download_left_is_removed_a_day_later(server, tmp_path):
+    root = tmp_path / "data"
+    left, of_another = root / ".download-killed", root / ".download-at-work"
+    for folder in (left, of_another):
+        (folder / "MNIST" / "raw").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    data.load("MNIST", root)
+    assert sorted(p.name for p in root.iterdir()) == [".download-at-work", "MNIST"]
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b"", None])

@@ -1,12 +1,15 @@
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from mnist_ae import __main__, confusion, data, experiment, train
+from mnist_ae import __main__, confusion, data, experiment, files, train
+from mnist_ae.checkpoint import CheckpointError
 
 QUICK = replace(experiment.POST, epochs=2)
 
@@ -33,7 +36,7 @@ def run(recipe, seed, digits, folder):
 
 def test_a_run_leaves_its_result_and_is_found_again(few, tmp_path):
     first = run(QUICK, 0, few, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "model.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "metrics.json", "model.pt"]
     again = run(QUICK, 0, few, tmp_path)
     loaded = experiment.load(QUICK, 0, few, tmp_path)
     assert (first.reused, again.reused, loaded.reused) == (False, True, True)
@@ -60,16 +63,15 @@ def test_metrics_agree_with_a_direct_computation(few, tmp_path):
     assert (metrics["seed"], metrics["recipe"]["epochs"], metrics["data"]["name"]) == (0, 2, "digits")
 
 
-@pytest.mark.parametrize("labels", ["shuffled", "missing"])
-def test_labels_never_reach_training(few, tmp_path, labels, monkeypatch):
-    """Other labels, or none at all, leave every weight as it is, bit for bit."""
+@pytest.mark.parametrize("labels", ["shuffled", "all the same"])
+def test_labels_never_reach_training(few, tmp_path, labels):
+    """Other labels, or labels that say nothing, leave every weight as it is, bit for bit."""
     truth = run(QUICK, 0, few, tmp_path / "truth")
     if labels == "shuffled":
         generator = torch.Generator().manual_seed(1)
         other = [t[torch.randperm(len(t), generator=generator)] for t in (few.train_labels, few.test_labels)]
     else:
-        other = [t[:0] for t in (few.train_labels, few.test_labels)]
-        monkeypatch.setattr(experiment, "_evaluate", lambda *_: {})  # scoring is the one thing that needs them
+        other = [torch.zeros_like(t) for t in (few.train_labels, few.test_labels)]
     result = run(QUICK, 0, replace(few, train_labels=other[0], test_labels=other[1]), tmp_path / "other")
     assert torch.equal(weights(truth), weights(result))
     assert all(torch.equal(truth.snapshots[e], result.snapshots[e]) for e in truth.snapshots)
@@ -100,21 +102,48 @@ def test_nothing_else_is_mistaken_for_a_finished_run(few, tmp_path, monkeypatch)
         experiment.load(QUICK, 0, few, tmp_path)
 
 
-@pytest.mark.parametrize("file", ["model.pt", "metrics.json"])
-def test_a_damaged_result_is_trained_again(few, tmp_path, file):
+def test_a_damaged_result_is_trained_again(few, tmp_path):
     first = run(QUICK, 0, few, tmp_path)
-    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:100])
-    again = run(QUICK, 0, few, tmp_path)
-    assert not again.reused
-    assert torch.equal(weights(first), weights(again))
+    model, metrics = tmp_path / "model.pt", tmp_path / "metrics.json"
+    for path, damage in [(metrics, metrics.read_bytes()[:100]), (metrics, b"{}")]:
+        path.write_bytes(damage)
+        assert not run(QUICK, 0, few, tmp_path).reused
+    content = model.read_bytes()
+    for damage in (content[:100], b"", content[:5000] + b"!" + content[5001:]):
+        model.write_bytes(damage)
+        with pytest.raises(CheckpointError, match=str(model)):
+            experiment.load(QUICK, 0, few, tmp_path)
+        with pytest.warns(UserWarning, match=r"model\.pt is damaged.* Training it again"):
+            again = run(QUICK, 0, few, tmp_path)
+        assert not again.reused
+        assert again.metrics == first.metrics == json.loads(metrics.read_text())
 
 
-def test_an_interrupted_run_leaves_no_finished_one(few, tmp_path, monkeypatch):
-    run(QUICK, 0, few, tmp_path)
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full (test)")))
-    with pytest.raises(OSError, match="disk full"):
-        run(QUICK, 1, few, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"], "no half-written file, no metrics of other weights"
+def test_metrics_say_how_to_get_them_again(few, tmp_path, monkeypatch):
+    run(QUICK, 3, few, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["recipe"] == asdict(QUICK)
+    assert (metrics["seed"], metrics["threads"], metrics["device"]) == (3, torch.get_num_threads(), "cpu")
+    assert metrics["data"] == {"name": "digits", "sha256": few.checksum}
+    assert metrics["versions"]["torch"] == metrics["torch"] == "2.15.0"
+    assert metrics["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert not {"seconds", "date", "host"} & set(metrics), "two runs leave the same bytes"
+
+    def git(*command):
+        return subprocess.run(["git", *command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    monkeypatch.setattr(files, "HOME", tmp_path)
+    assert experiment._commit() is None
+    git("init")
+    (tmp_path / "mnist_ae").mkdir()
+    (tmp_path / "mnist_ae" / "a.py").write_text("")
+    git("add", "mnist_ae")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
+    assert experiment._commit() == git("rev-parse", "HEAD").strip()
+    (tmp_path / "mnist_ae" / "a.py").write_text("1")
+    assert experiment._commit() == git("rev-parse", "HEAD").strip() + "+changes"
+    monkeypatch.setenv("PATH", "")
+    assert experiment._commit() is None
 
 
 def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch):
@@ -150,6 +179,24 @@ def test_the_command_line_refuses_in_one_sentence(option, value, message, capsys
     assert str(stop.value).startswith("error: ")
     assert message in str(stop.value)
     assert capsys.readouterr().out == ""
+
+
+class Shell:
+    """What IPython knows of the cells that were run."""
+
+    def __init__(self, *cells):
+        self.user_ns = {"In": ["", *cells]}
+
+
+def test_in_a_notebook_a_parameter_that_it_does_not_have_is_refused(monkeypatch):
+    good = {"epochs": 1, "seed": 0, "device": "cpu", "threads": 2}
+    own, injected = "# Parameters\nepochs = 1\n", '# Parameters\nepochs = 1\nPAPERMILL_INPUT_PATH = "01.ipynb"\n'
+    for cells in ([], [own], [own, injected], ["anything = 1"], ["# Parameters\nprint(1)"]):
+        monkeypatch.setattr(experiment, "get_ipython", lambda cells=cells: Shell(*cells))
+        experiment.check_parameters(**good)
+    monkeypatch.setattr(experiment, "get_ipython", lambda: Shell(own, "# Parameters\nepoch = 5\nlr = 1\n"))
+    with pytest.raises(ValueError, match="unknown parameter epoch, lr: choose among dataset, epochs, seed, device, th"):
+        experiment.check_parameters(**good)
 
 
 def test_check_prints_the_data_set_and_warns_where_it_is_not_mnist(tmp_path, monkeypatch, no_network, capsys):

@@ -54,7 +54,19 @@ def test_every_import_is_a_listed_dependency():
 
 
 def test_no_import_runs_against_the_flow_of_data():
-    flow = ["files", "data", "augment", "models", "losses", "train", "ten_digits", "confusion", "codes", "published"]
+    flow = [
+        "files",
+        "checkpoint",
+        "data",
+        "augment",
+        "models",
+        "losses",
+        "train",
+        "ten_digits",
+        "confusion",
+        "codes",
+        "published",
+    ]
     flow += ["experiment", "ladder", "baselines", "plots"]
     assert sorted(path.stem for path in (ROOT / "mnist_ae").glob("[a-z]*.py")) == sorted(flow)
     for position, module in enumerate(flow):
@@ -153,8 +165,57 @@ def test_a_bad_parameter_stops_make_before_anything_is_written(argument, message
     assert not Path(os.environ["MNIST_AE_OUT"]).exists()
 
 
+def test_a_variable_that_there_is_not_stops_make():
+    result = make("run-notebooks", "EPOCH=5")
+    assert result.returncode != 0
+    assert "unknown variable EPOCH: choose among DATASET EPOCHS SEED" in result.stderr
+    assert make("help", "MNIST_AE_DATA=elsewhere").returncode == 0
+
+
+def test_a_second_make_says_that_another_is_at_work():
+    parameters = Path(os.environ["MNIST_AE_OUT"], "runs", "parameters")
+    command = (str(parameters), "DATASET=digits", "EPOCHS=1")
+    assert make(*command).returncode == 0
+    first = parameters.read_bytes()
+    (parameters.parent / "make.pid").write_text(str(os.getpid()))
+    second = make(*command[:2], "EPOCHS=2")
+    assert second.returncode != 0
+    assert f"error: process {os.getpid()} is at work in {parameters.parent}: wait for it" in second.stderr
+    assert parameters.read_bytes() == first
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (parameters.parent / "make.pid").write_text(str(ended.pid))
+    assert make(*command).returncode == 0, "the other one was killed"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (["-p", "epochs", "1e-3"], "epochs must be a whole number from 1 to 10,000, got '1e-3'"),
+        (["-p", "epochs", "2.5"], "epochs must be a whole number from 1 to 10,000, got 2.5"),
+        (["-p", "seed", "true"], "seed must be a whole number from 0 to 4,294,967,295, got True"),
+        (["-p", "epoch", "5"], "unknown parameter epoch: choose among dataset, epochs, seed, device, threads"),
+        (["-y", "device: [cpu]"], r"unknown device \['cpu'\]: choose one of auto, cuda, mps, cpu"),
+        (["-p", "dataset", "EMNIST"], "unknown data set 'EMNIST': choose one of"),
+    ],
+)
+def test_papermill_is_refused_what_a_notebook_cannot_use(parameters, message, tmp_path):
+    """As a user would call it, without make: an exit code, the reason last, the failed notebook, and nothing else."""
+    failed = tmp_path / "failed.ipynb"
+    command = [sys.executable, "-m", "papermill", "--cwd", "notebooks", "--no-progress-bar", *parameters]
+    command += ["notebooks/01_train.ipynb", str(failed)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert re.match(rf"ValueError: .*{message}", result.stderr.strip().splitlines()[-1])
+    assert "ValueError" in failed.read_text()
+    assert not Path(os.environ["MNIST_AE_OUT"]).exists()
+
+
 def test_run_notebooks_on_the_bundled_digits_does_only_what_changed():
-    """The whole pipeline for real: papermill, figures in their own folder, and make's idea of what is out of date."""
+    """The whole pipeline for real: papermill, figures in their own folder, and make's idea of what is out of date.
+
+    And the same bytes when it runs again: figures, numbers and metrics.
+    """
     out = Path(os.environ["MNIST_AE_OUT"])
     arguments = ("run-notebooks", "DATASET=digits", "EPOCHS=1")
 
@@ -180,6 +241,18 @@ def test_run_notebooks_on_the_bundled_digits_does_only_what_changed():
     after = [path.stat().st_mtime_ns for path in executed]
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] > before[1]
+
+    kept = [*(out / "figures" / "digits").iterdir(), *(out / "runs").glob("*/metrics.json")]
+    content = {path: path.read_bytes() for path in kept}
+    assert len(content) > 30
+    for path in (*kept, *(out / "runs").glob("post-*/model.pt")):  # the long run of 05 has a test of its own
+        if "ten-digits" not in str(path):
+            path.unlink()
+    for path in executed:
+        path.unlink()
+    assert make(*arguments).returncode == 0
+    for path, bytes_before in content.items():
+        assert path.read_bytes() == bytes_before, path
 
 
 def test_notebook_02_before_01_says_what_to_run():
