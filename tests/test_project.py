@@ -191,9 +191,9 @@ def test_a_second_make_says_that_another_is_at_work():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        (["-p", "epochs", "1e-3"], "epochs must be a whole number from 1 to 10,000, got '1e-3'"),
-        (["-p", "epochs", "2.5"], "epochs must be a whole number from 1 to 10,000, got 2.5"),
-        (["-p", "seed", "true"], "seed must be a whole number from 0 to 4,294,967,295, got True"),
+        (["-p", "epochs", "1e-3"], r"epochs must be a whole number from 1 to 10,000, got 0\.001"),
+        (["-y", "epochs: 1e-3"], "epochs must be a whole number from 1 to 10,000, got '1e-3'"),
+        (["-y", "seed: true"], "seed must be a whole number from 0 to 4,294,967,295, got True"),
         (["-p", "epoch", "5"], "unknown parameter epoch: choose among dataset, epochs, seed, device, threads"),
         (["-y", "device: [cpu]"], r"unknown device \['cpu'\]: choose one of auto, cuda, mps, cpu"),
         (["-p", "dataset", "EMNIST"], "unknown data set 'EMNIST': choose one of"),
