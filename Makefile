@@ -46,8 +46,8 @@ run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs chan
 
 test: test-unit test-notebooks ## all tests
 
-test-unit: $(ENVIRONMENT) ## the tests of mnist_ae
-	$(PYTHON) -m pytest tests
+test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reach
+	$(PYTHON) -m pytest tests --cov=mnist_ae --cov-branch --cov-fail-under=95
 
 test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 20 minutes)
 	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
