@@ -223,6 +223,10 @@ def test_the_bundled_digits_are_scikit_learns(digits):
     expected = small.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16) * 255 / 16
     assert np.corrcoef(ink.ravel(), expected.ravel())[0, 1] > 0.99
     assert images[:, :, :3].max() == 0, "an empty frame, as in MNIST"
+    # The first two pixels of the upper row: 8 are stretched to 20, so their centres lie at -0.3 and 0.1 of the old.
+    first, second = small.reshape(-1, 8, 8)[:, 0, :2].T * 255 / 16
+    assert (images[:, 0, 4, 4].numpy() == first.round()).all()
+    np.testing.assert_allclose(images[:, 0, 4, 5], 0.9 * first + 0.1 * second, atol=0.51)
 
 
 # ------------------------------------------------------------------- the real download code, against a local server
@@ -255,7 +259,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.mark.parametrize("name", ["MNIST", "KMNIST", "auto"])
 def test_download_lays_the_files_out_and_is_done_once(server, small, tmp_path, name):
-    root = tmp_path / "data"
+    root = tmp_path / "deep" / "data"
     digits = data.load(name, root)
     assert digits.name == ("MNIST" if name == "auto" else name)
     assert digits.train_images.numpy().tobytes() == small[IMAGES][16:]
