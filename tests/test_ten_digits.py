@@ -232,6 +232,7 @@ def test_too_few_images_and_a_loss_that_is_not_finite_are_errors(digits):
             epochs=1,
             seed=0,
             lr=1e-3,
+            bar=train.progress_bar(1, False),
         )
 
 
