@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, drawn on the CPU, on `device`. CUDA's queue of work is not waited for."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def _uniform(count: int, generator: torch.Generator) -> Tensor:
     return 2 * torch.rand(count, generator=generator) - 1
 
@@ -34,30 +39,31 @@ def warp(
     # Each row says where, in the old image, an output pixel's colour is fetched.
     x = torch.stack([angle.cos() / wide, slant - angle.sin() / wide, right], dim=1)
     y = torch.stack([angle.sin() / high, angle.cos() / high, down], dim=1)
-    grid = F.affine_grid(torch.stack([x, y], dim=1).to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(to_device(torch.stack([x, y], dim=1), images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
 @torch.no_grad()
 def holes(images: Tensor) -> Tensor:
-    """What the strokes of each image enclose: float [N, 1, H, W] in [0, 1] -> the same shape and range.
+    """What the strokes of each image enclose: [N, 1, H, W], uint8 or float in [0, 1] -> the same.
 
     An image is a landscape, ink is high, and it is flooded from the border over the lowest passes. How much higher than
     the ground the water stands where it has to climb over ink is the hole: 0.9 inside of a ring drawn with 0.9, 0 in
     a ring with a gap. (Grey-scale reconstruction by erosion, Vincent 1993.)
     """
-    water = torch.ones_like(images)
+    ground = images[:, 0].permute(1, 2, 0).contiguous()  # [H, W, N]: a line of all images lies together
+    water = torch.full_like(ground, 1 if images.is_floating_point() else 255)
     while True:
         before = water.clone()
-        for axis in (2, 3):  # sweep down, up, right and left: each pixel lets in what stands at the one before
-            lines = list(zip(images.unbind(axis), water.unbind(axis), strict=True))
+        for axis in (0, 1):  # sweep down, up, right and left: each pixel lets in what stands at the one before
+            lines = list(zip(ground.unbind(axis), water.unbind(axis), strict=True))
             for sweep in (lines, lines[::-1]):
                 level = torch.zeros_like(sweep[0][0])
-                for ground, line in sweep:
-                    level = torch.maximum(ground, torch.minimum(line, level))
+                for low, line in sweep:
+                    level = torch.maximum(low, torch.minimum(line, level))
                     line.copy_(level)
         if torch.equal(water, before):
-            return water - images
+            return (water - ground).permute(2, 0, 1)[:, None].contiguous()
 
 
 def window(images: Tensor, generator: torch.Generator, *, low: int = 12, high: int = 18, share: float = 1.0) -> Tensor:
@@ -74,4 +80,4 @@ def window(images: Tensor, generator: torch.Generator, *, low: int = 12, high: i
     rows = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
     shown = torch.where(rows, band[:, None, :, None], band[:, None, None, :])
     shown |= torch.rand(n, 1, 1, 1, generator=generator) >= share
-    return images * shown.to(images.device)
+    return images * to_device(shown, images.device)

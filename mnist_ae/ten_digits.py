@@ -191,7 +191,7 @@ class Recipe:
                 if isinstance(part, Start):
                     model, seen, loss, lr = born(part.model, own), sights if part.holes else images, part.loss, 1e-3
                 else:
-                    loss, lr = student_loss(part, done["answers"]), 2e-3
+                    loss, lr = student_loss(part, done["answers"].to(train.pick_device(device))), 2e-3
                     model, seen = born(self.model, own), sights
                 rows = learn(
                     model,
@@ -273,10 +273,10 @@ def learn(
 
     def batches() -> Sequence[Tensor]:
         order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])
-        return order[: steps * BATCH].split(BATCH)
+        return order[: steps * BATCH].to(place).split(BATCH)
 
     def loss(index: Tensor, epoch: int) -> Tensor:
-        x = models.pixels(images[index.to(place)])
+        x = models.pixels(images[index])
         return loss_of(Batch(model, average, x, index, epoch, generator))
 
     def after_step() -> None:
@@ -321,8 +321,7 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
 def with_holes(images: Tensor) -> Tensor:
     """images: uint8 [N, 1, 28, 28] -> uint8 [N, 2, 28, 28], the second channel what the strokes enclose."""
     batches = images.split(train.ENCODE_BATCH)
-    holes = torch.cat([(255 * augment.holes(models.pixels(batch))).round().byte() for batch in batches])
-    return torch.cat([images, holes], dim=1)
+    return torch.cat([images, torch.cat([augment.holes(batch) for batch in batches])], dim=1)
 
 
 def vote(readings: list[Tensor]) -> Tensor:
@@ -366,13 +365,13 @@ def student_loss(student: Student, given: Tensor) -> Callable[[Batch], Tensor]:
     TRAINED epochs, the teacher's (the student's own moving average, which sees everything), if it is sure.
     """
     certainty, answers = given.max(dim=1)
-    counts = torch.zeros(len(given), dtype=torch.bool)
+    counts = torch.zeros_like(answers, dtype=torch.bool)
     for neuron in answers.unique():
         counts |= (answers == neuron) & (certainty >= certainty[answers == neuron].quantile(1 - student.surest))
 
     def loss_of(batch: Batch) -> Tensor:
         x, generator = batch.images, batch.generator
-        answer, known = answers[batch.index].to(x.device), counts[batch.index].to(x.device)
+        answer, known = answers[batch.index], counts[batch.index]
         if batch.epoch > TRAINED:
             with torch.no_grad():
                 own, opinion = log_codes(batch.teacher, x).exp().max(dim=1)
@@ -391,7 +390,7 @@ def student_loss(student: Student, given: Tensor) -> Callable[[Batch], Tensor]:
 def hide_holes(x: Tensor, hidden: Tensor) -> Tensor:
     """x: float [N, C, 28, 28], hidden: bool [N] -> x with nothing but the image (the first channel) where hidden."""
     shown = torch.ones(x.shape[:2], device=x.device)
-    shown[hidden.to(x.device), 1:] = 0
+    shown[:, 1:] = ~augment.to_device(hidden, x.device)[:, None]
     return x * shown[:, :, None, None]
 
 
