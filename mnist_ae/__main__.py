@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
         table, recipes = "ladder", [rung.recipe for rung in RUNGS]
     else:
         table, recipes = SWEEPS[options.recipe], [post if options.recipe == post.name else experiment.TEN_DIGITS]
-    jobs = [(recipe, seed) for recipe in reversed(recipes) for seed in seeds]  # the longest runs first
-    print(experiment.sweep(jobs, digits, table=table, device=options.device).to_string(index=False))
+    longest_first = reversed(recipes)
+    rows = experiment.sweep(longest_first, seeds, dataset=digits.name, table=table, device=options.device)
+    print(rows.to_string(index=False))
 
 
 if __name__ == "__main__":

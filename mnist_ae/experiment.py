@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import subprocess
+import threading
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -259,20 +261,54 @@ def _evaluate(model: nn.Module, digits: data.Digits) -> dict:
 
 
 def sweep(
-    jobs: list[tuple[AnyRecipe, int]], digits: data.Digits, *, table: str = "seeds", device: str = "auto"
+    recipes: Iterable[AnyRecipe],
+    seeds: Iterable[int],
+    executor: Executor | None = None,
+    *,
+    dataset: str = "auto",
+    table: str = "seeds",
+    device: str = "auto",
 ) -> pd.DataFrame:
-    """Run each (recipe, seed), one thread each and as many at once as there are cores; one row a job.
+    """Run each recipe with each seed, one thread each, on the workers of `executor`; one row a run.
 
-    Rows go to `figures/TABLE.csv` as they finish, in place of earlier ones of the same recipe, epochs and seed.
+    executor: any of `concurrent.futures`, which stays open; by default those of `workers`. A worker reads the data set
+    by its name and keeps its runs where `files.runs_folder` is there: what it finds finished it does not run again.
+    Rows go to `figures/TABLE.csv` here as they finish, in place of earlier ones of the same recipe, epochs and seed.
+    What a run raises is raised here, and runs that have not begun are not begun any more.
     """
-    rows, path = read_table(table, digits.name), _table_path(table, digits.name)
+    dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
+    rows, path = read_table(table, dataset), _table_path(table, dataset)
     key = ["recipe", "epochs", "seed"]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = [pool.submit(_sweep_row, recipe, seed, digits.name, device) for recipe, seed in jobs]
-        for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
-            rows = pd.concat([rows, pd.DataFrame([job.result()])]).drop_duplicates(key, keep="last").sort_values(key)
-            files.write(path, rows.to_csv(index=False, float_format="%.6g").encode())
+    with nullcontext(executor) if executor else workers() as pool:
+        seeds = list(seeds)
+        running = [pool.submit(_sweep_row, recipe, seed, dataset, device) for recipe in recipes for seed in seeds]
+        try:
+            for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
+                rows = (
+                    pd.concat([rows, pd.DataFrame([job.result()])]).drop_duplicates(key, keep="last").sort_values(key)
+                )
+                files.write(path, rows.to_csv(index=False, float_format="%.6g").encode())
+        finally:
+            for job in running:
+                job.cancel()
     return rows
+
+
+@contextmanager
+def workers() -> Iterator[Executor]:
+    """As many processes as this machine has cores; or, with DASK_SCHEDULER=tcp://HOST:PORT, that cluster's workers.
+
+    Processes are spawned, not forked: a fork of a process that has threads may hang. Raises ModuleNotFoundError without
+    the extra `cluster`, OSError where no scheduler answers.
+    """
+    if address := os.environ.get("DASK_SCHEDULER"):
+        from distributed import Client
+
+        with Client(address) as client:
+            yield client.get_executor()
+    else:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+            yield pool
 
 
 def read_table(table: str, dataset: str) -> pd.DataFrame:
@@ -285,10 +321,19 @@ def _table_path(table: str, dataset: str) -> Path:
     return files.figures_folder(dataset) / f"{table}.csv"
 
 
+_ONE_RUN = threading.Lock()  # of a process: torch's random numbers and threads are the process's
+
+
 def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
-    digits = data.load(dataset)
-    folder = files.runs_folder() / "sweep" / run_folder(recipe, seed, digits).name
-    result = run(recipe, seed, digits, folder, device=device, progress=False)
+    with _ONE_RUN:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            digits = data.load(dataset)
+            folder = files.runs_folder() / "sweep" / run_folder(recipe, seed, digits).name
+            result = run(recipe, seed, digits, folder, device=device, progress=False)
+        finally:
+            torch.set_num_threads(threads)
     return {
         "recipe": recipe.name,
         "epochs": recipe.epochs,

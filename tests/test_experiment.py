@@ -149,8 +149,8 @@ def test_metrics_say_how_to_get_them_again(few, tmp_path, monkeypatch):
 def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
     recipe, digits = replace(experiment.POST, epochs=1), data.load("digits")
-    experiment.sweep([(recipe, 1)], digits)
-    experiment.sweep([(recipe, 0), (recipe, 1)], digits)
+    experiment.sweep([recipe], [1], dataset="digits")
+    experiment.sweep([recipe], range(2), dataset="digits")
     table = pd.read_csv(tmp_path / "figures" / "digits" / "seeds.csv")
     assert table["seed"].tolist() == [0, 1]
     pd.testing.assert_frame_equal(table, experiment.read_table("seeds", "digits"))

@@ -1,0 +1,121 @@
+"""Many seeds at once: on processes, on threads, and on a real Dask cluster that loses a worker."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from mnist_ae import experiment
+
+RECIPE = replace(experiment.POST, epochs=2)
+
+
+def without_seconds(rows):
+    return rows.drop(columns="seconds").reset_index(drop=True)
+
+
+class HereAndNow(Executor):
+    """An executor that is none of the standard library's."""
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_any_executor_gives_the_same_rows(tmp_path, monkeypatch):
+    """Two threads share torch's random numbers; still, each run is what it is alone."""
+    tables = []
+    for name, executor in {"processes": None, "threads": ThreadPoolExecutor(2), "here": HereAndNow()}.items():
+        monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path / name))
+        torch.set_num_threads(2)
+        rows = experiment.sweep([RECIPE], range(3), executor, dataset="digits")
+        assert torch.get_num_threads() == 2
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), experiment.read_table("seeds", "digits"), rtol=1e-5)
+        tables.append(without_seconds(rows))
+    assert tables[0]["seed"].tolist() == [0, 1, 2]
+    assert tables[0]["threads"].tolist() == [1, 1, 1]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(tables[0], tables[2])
+
+
+def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
+    explodes = replace(RECIPE, name="explodes", activations=False, lr=1e6)
+    with pytest.raises(FloatingPointError, match="epoch 1"), ThreadPoolExecutor(1) as executor:
+        later = [replace(RECIPE, epochs=epochs) for epochs in (20, 3)]  # the first begins before the fault is heard of
+        experiment.sweep([RECIPE, explodes, *later], [0], executor, dataset="digits")
+    assert experiment.read_table("seeds", "digits")["recipe"].tolist() == ["post"]
+    assert not list(tmp_path.glob("runs/sweep/post-digits-3-*")), "what had not begun is not begun any more"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers with one thread each, all on loopback: its address, the workers' processes."""
+    address = tmp_path / "scheduler.json"
+    local = ["--host", "127.0.0.1", "--no-dashboard"]
+    dask, processes = [sys.executable, "-m", "distributed.cli"], []
+
+    def start(kind, *options):
+        command = [*dask[:2], f"{dask[2]}.dask_{kind}", *options, *local, "--scheduler-file", str(address)]
+        with (tmp_path / f"{kind}-{len(processes)}.log").open("w") as log:
+            processes.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log))
+        return processes[-1]
+
+    try:
+        start("scheduler", "--port", "0")
+        wait_for(lambda: address.exists() and address.read_text().endswith("}"))
+        workers = [start("worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+        yield json.loads(address.read_text())["address"], workers
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_cluster_that_loses_a_worker_gives_every_result(cluster, tmp_path, monkeypatch):
+    address, processes = cluster
+    recipe, runs = replace(RECIPE, epochs=6), tmp_path / "out" / "runs" / "sweep"
+    monkeypatch.setenv("DASK_SCHEDULER", address)
+    from distributed import Client
+
+    with Client(address) as client:
+        client.wait_for_workers(2, timeout=60)
+
+    def kill_one_half_way():
+        wait_for(lambda: list(runs.glob("*/metrics.json")) and len(list(runs.glob("*/checkpoint.pt"))) == 2)
+        processes[0].kill()
+
+    killer = threading.Thread(target=kill_one_half_way)
+    killer.start()
+    rows = experiment.sweep([recipe], range(6), dataset="digits")
+    killer.join()
+    assert (processes[0].wait(), processes[1].poll()) == (-9, None), "one was killed, one lives"
+    assert rows["seed"].tolist() == [0, 1, 2, 3, 4, 5]
+
+    trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.pt")}
+    again = experiment.sweep([recipe], range(6), dataset="digits")
+    pd.testing.assert_frame_equal(without_seconds(rows), without_seconds(again))
+    assert trained == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.pt")}, "finished runs are found"
+
+    monkeypatch.delenv("DASK_SCHEDULER")
+    monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path / "local"))
+    local = experiment.sweep([recipe], range(6), dataset="digits")
+    pd.testing.assert_frame_equal(without_seconds(rows), without_seconds(local))
