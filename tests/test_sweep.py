@@ -52,8 +52,8 @@ def test_any_executor_gives_the_same_rows(tmp_path, monkeypatch):
 def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
     explodes = replace(RECIPE, name="explodes", activations=False, lr=1e6)
-    with pytest.raises(FloatingPointError, match="epoch 1"), ThreadPoolExecutor(1) as executor:
-        later = [replace(RECIPE, epochs=epochs) for epochs in (20, 3)]  # the first begins before the fault is heard of
+    later = [replace(RECIPE, epochs=epochs) for epochs in (20, 3)]  # the first begins before the fault is heard of
+    with ThreadPoolExecutor(1) as executor, pytest.raises(FloatingPointError, match="epoch 1"):
         experiment.sweep([RECIPE, explodes, *later], [0], executor, dataset="digits")
     assert experiment.read_table("seeds", "digits")["recipe"].tolist() == ["post"]
     assert not list(tmp_path.glob("runs/sweep/post-digits-3-*")), "what had not begun is not begun any more"
