@@ -30,7 +30,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN): choose among $(wordlist 1,9,$(VARIABLES)))
 endif
 
-.PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep ladder lint clean FORCE
+.PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep ladder bench lint clean FORCE
 
 help: ## print the tasks
 	@echo "tasks:"
@@ -70,6 +70,9 @@ sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, 
 
 ladder: $(ENVIRONMENT) ## train every rung of notebook 04 for SEEDS seeds, into figures/ladder.csv
 	$(TASK) ladder $(PARAMETERS) --seeds '$(SEEDS)'
+
+bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 15 minutes)
+	$(PYTHON) -m tests.bench --threads '$(THREADS)'
 
 lint: $(ENVIRONMENT) ## ruff
 	$(PYTHON) -m ruff check .

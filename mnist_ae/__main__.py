@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         table, recipes = SWEEPS[options.recipe], [post if options.recipe == post.name else experiment.TEN_DIGITS]
     longest_first = reversed(recipes)
-    rows = experiment.sweep(longest_first, seeds, dataset=digits.name, table=table, device=options.device)
+    try:
+        rows = experiment.sweep(longest_first, seeds, dataset=digits.name, table=table, device=options.device)
+    except (OSError, ModuleNotFoundError) as error:  # no scheduler, no extra `cluster`, a full disk
+        sys.exit(f"error: {error}")
     print(rows.to_string(index=False))
 
 

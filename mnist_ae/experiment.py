@@ -65,6 +65,7 @@ POST = Recipe()
 TEN_DIGITS = ten_digits.Recipe()
 
 WATCHED = 20  # the first test images, whose reconstructions are kept as training goes on
+SCHEDULER_TIMEOUT = 15  # seconds without an answer
 SNAPSHOT_EPOCHS = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000}  # and the last
 
 
@@ -304,7 +305,7 @@ def workers() -> Iterator[Executor]:
     if address := os.environ.get("DASK_SCHEDULER"):
         from distributed import Client
 
-        with Client(address) as client:
+        with Client(address, timeout=SCHEDULER_TIMEOUT) as client:
             yield client.get_executor()
     else:
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:

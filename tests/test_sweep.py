@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mnist_ae import experiment
+from mnist_ae import __main__, experiment
 
 RECIPE = replace(experiment.POST, epochs=2)
 
@@ -119,3 +119,14 @@ def test_a_cluster_that_loses_a_worker_gives_every_result(cluster, tmp_path, mon
     monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path / "local"))
     local = experiment.sweep([recipe], range(6), dataset="digits")
     pd.testing.assert_frame_equal(without_seconds(rows), without_seconds(local))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("DASK_SCHEDULER", "tcp://127.0.0.1:9")
+    monkeypatch.setattr(experiment, "SCHEDULER_TIMEOUT", 1)
+    with pytest.raises(SystemExit, match=r"error: .*tcp://127\.0\.0\.1:9"):
+        __main__.main(["sweep", "--dataset", "digits", "--seeds", "1"])
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SystemExit, match=r"error: .*distributed"):
+        __main__.main(["sweep", "--dataset", "digits", "--seeds", "1"])

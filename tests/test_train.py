@@ -1,11 +1,13 @@
 import inspect
+import io
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from mnist_ae import models, train
+from mnist_ae import models, ten_digits, train
 
 
 def fresh_model(seed=0):
@@ -128,7 +130,22 @@ def test_a_loss_that_is_not_finite_stops_training(digits):
         train.fit(model, digits.train_images[:64], epochs=5, batch_size=4, lr=1e6, progress=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("images", [65, 700])
+def test_bfloat16_is_another_run_with_nearly_the_same_loss(digits, images):
+    def last_loss(**options):
+        model = fresh_model()
+        history = train.fit(model, digits.train_images[:images], epochs=2, progress=False, **options)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        return history[-1]["loss"]
+
+    assert last_loss(bfloat16=True) == pytest.approx(last_loss(), rel=1e-3)
+    assert last_loss(bfloat16=True) != last_loss()
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+@cuda
 def test_cuda_trains_as_the_cpu_does(digits):
     losses = []
     for device in ("cpu", "cuda"):
@@ -136,3 +153,26 @@ def test_cuda_trains_as_the_cpu_does(digits):
         losses.append(train.fit(model, digits.train_images[:300], epochs=2, device=device, progress=False)[-1]["loss"])
         assert train.encode(model, digits.test_images).device.type == "cpu"
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+class Watch(tqdm):
+    """A bar that lets torch raise wherever the GPU is waited for, from the first batch to the last."""
+
+    def update(self, n=1):
+        super().update(n)
+        torch.cuda.set_sync_debug_mode("error" if self.n < self.total else "default")
+
+
+@cuda
+def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
+    monkeypatch.setattr(train, "progress_bar", lambda images, shown: Watch(total=images, file=io.StringIO()))
+    train.fit(fresh_model(), digits.train_images[:300], epochs=1, device="cuda")
+
+    monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 10)  # 11 batches, for 300 images
+    monkeypatch.setattr(ten_digits, "TRAINED", 0)  # the student has an opinion from its first epoch on
+    start, images = ten_digits.Start(holes=True), ten_digits.with_holes(digits.train_images[:300])
+    answers = torch.rand(300, 10).softmax(dim=1).to("cuda")
+    student = ten_digits.student_loss(ten_digits.Student(windows=0.5, blind=0.5), answers)
+    for loss in (start.loss, student):
+        bar = Watch(total=11 * ten_digits.BATCH, file=io.StringIO())
+        ten_digits.learn(start.model(), images, loss, epochs=1, seed=0, lr=1e-3, bar=bar, device="cuda")
