@@ -341,3 +341,14 @@ def test_the_accuracies_of_the_readme_are_those_of_the_committed_tables():
         spread = [f"{values.min():.1f} %", f"{values.max():.1f} %"] if len(values) > 1 else ["", ""]
         cells = [row, f"{values.mean():.1f} %", *spread, str(len(values))]
         assert f"| {' | '.join(cells)} |".replace("|  |  |", "| | |") in readme, cells
+
+
+def test_the_ratios_of_the_readme_are_those_of_the_benchmark():
+    readme = (ROOT / "README.md").read_text()
+    bench = pd.read_csv(ROOT / "figures" / "bench.csv").set_index(["section", "what"])
+    quoted = re.findall(r"^\| .+ \| (\d+\.\d\d) \| `([^:]+): (.+)` \|$", readme, re.M)
+    assert len(quoted) >= 6
+    for ratio, section, what in quoted:
+        assert ratio == f"{bench.loc[(section, what), 'ratio']:.2f}", what
+    assert bench["machine"].nunique() == 1
+    assert bench["ratio"].gt(0).all()
