@@ -433,7 +433,7 @@ def machine() -> str:
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
     """Left: what the loop gains, each bar a ratio of one run; right: how time and memory grow with the images."""
-    fig = Figure(figsize=(12, 4.6))
+    fig = Figure(figsize=(12, 5.2))
     left, right = fig.subplots(1, 2, width_ratios=(1.1, 1))
     bars = table[table["section"].isin(["loop", "candidates"]) & (table["unit"] == "images/s")][::-1]
     names = [
@@ -448,7 +448,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     left.set_title("The post's loop")
     grown = table[table["section"] == "growth"]
     right.plot(grown["images"] / 1e3, grown["value"], "o-", color=plots.BLUE, label="seconds an epoch")
-    right.plot(grown["images"] / 1e3, grown["other"], "--", color=plots.GREY, label="in proportion to the fewest")
+    right.plot(grown["images"] / 1e3, grown["other"], "--", color=plots.GREY, label="proportional")
     right.set(xlabel="images (thousands)", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     memory = right.twinx()
     memory.plot(grown["images"] / 1e3, grown["peak_megabytes"], "s-", color=plots.ORANGE, label="peak memory")
@@ -457,12 +457,13 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
         grown["peak_megabytes"].iloc[0] + grown["data_megabytes"] - grown["data_megabytes"].iloc[0],
         ":",
         color=plots.ORANGE,
-        label="a constant + the images once",
+        label="constant + images",
     )
     memory.set(ylabel="MB", ylim=(0, None))
     memory.spines["right"].set_visible(True)
     handles = [line for ax in (right, memory) for line in ax.get_lines()]
-    right.legend(handles, [line.get_label() for line in handles], loc="upper left")
+    labels = [line.get_label() for line in handles]
+    right.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     right.set_title("Cost of an epoch")
     fig.suptitle(title)
     return fig
@@ -498,9 +499,8 @@ def main() -> None:
     table["goal_met"] = (table["ratio"] >= table["goal"]).where(table["goal"].notna())
     table["machine"] = machine()
     in_all = table.query("section == 'loop'")["ratio"].iloc[0]
-    figure = draw(
-        table, f"The post's loop, {in_all:.1f} times as fast as over a DataLoader ({machine().split(';')[0]})"
-    )
+    here = machine().split(";")[0]
+    figure = draw(table, f"The post's loop, {in_all:.1f} times as fast as over a DataLoader\n{here}")
     plots.save_figure(figure, "bench", table.set_index("section"), "MNIST")
     print(table.drop(columns=["machine", "images", "data_megabytes"]).round(4).to_string(index=False))
 
