@@ -137,28 +137,31 @@ def minimise(
         return optimizer.param_groups[0]["lr"]
 
     for epoch in range(len(history) + 1, epochs + 1):
-        begin, steps = time.perf_counter(), []  # of each: loss, images, learning rate
+        begin, indices, rates = time.perf_counter(), batches(), []
+        # Copied into one tensor: to keep each loss itself would leave the heap in pieces, 350 kB a step.
+        kept_losses = torch.empty(len(indices), device=next(model.parameters()).device)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
             torch.manual_seed(generator.initial_seed() + 1_000_003 * epoch)
-            for index in batches():
+            for number, index in enumerate(indices):
                 loss = loss_of(index, epoch)
-                steps.append((loss.detach(), len(index), lr()))
+                kept_losses[number] = loss.detach()
+                rates.append(lr())
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 if after_step:
                     after_step()
                 bar.update(len(index))
-        values = torch.stack([value for value, _, _ in steps]).tolist()
-        for number, (value, (_, _, rate)) in enumerate(zip(values, steps, strict=True), 1):
+        values = kept_losses.tolist()
+        for number, (value, rate) in enumerate(zip(values, rates, strict=True), 1):
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value} in epoch {epoch}, batch {number}, with lr {rate:.3g}")
         if not all(weight.isfinite().all() for weight in model.state_dict().values()):
             raise FloatingPointError(
-                f"a weight is not finite after epoch {epoch}, batch {len(steps)}, with lr {lr():.3g}"
+                f"a weight is not finite after epoch {epoch}, batch {len(values)}, with lr {lr():.3g}"
             )
-        seconds, images = time.perf_counter() - begin, sum(count for _, count, _ in steps)
-        total = sum(value * count for value, (_, count, _) in zip(values, steps, strict=True))
+        seconds, images = time.perf_counter() - begin, sum(map(len, indices))
+        total = sum(value * len(index) for value, index in zip(values, indices, strict=True))
         row = {"epoch": epoch, "loss": total / images, "last_batch_loss": values[-1], "images": images}
         history.append(row | {"seconds": seconds, "images_per_second": images / seconds})
         bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{history[-1]['loss']:.4f}")
