@@ -341,9 +341,8 @@ from tests.bench import our_loop
 images = data.load(sys.argv[1]).train_images
 count = int(sys.argv[2])
 images = images[torch.arange(count) % len(images)]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rate, _ = our_loop(images)
-print(count / rate, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(count / rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -351,19 +350,19 @@ def growth(name: str, counts: tuple[int, ...], repeats: int = 3) -> Iterator[dic
     """One epoch of the post's loop on more and more images, each in a process of its own: seconds and peak memory."""
     kilobyte = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
-    def epoch(count: int) -> tuple[float, float, float]:
+    def epoch(count: int) -> tuple[float, float]:
         command = [sys.executable, "-c", GROWTH, name, str(count)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        taken, before, peak = map(float, printed.stdout.split())
-        return taken, before * kilobyte / 1e6, peak * kilobyte / 1e6
+        taken, peak = map(float, printed.stdout.split())
+        return taken, peak * kilobyte / 1e6
 
     measured = {count: [] for count in counts}
     for _ in range(repeats):
         for count in counts:
             measured[count].append(epoch(count))
-    base = median(taken for taken, _, _ in measured[counts[0]]) / counts[0]
+    base = median(taken for taken, _ in measured[counts[0]]) / counts[0]
     for count, runs in measured.items():
-        taken, peak = (median(run[k] for run in runs) for k in (0, 2))
+        taken, peak = map(median, zip(*runs, strict=True))
         yield row(
             "growth",
             f"{count:,} images",
