@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import pandas as pd
+import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -138,6 +139,19 @@ def post_loop(dataset: torch.utils.data.Dataset, images: Tensor, few: int, repea
         )
 
 
+def rounding(digits: data.Digits, epochs: int, seeds: range) -> Iterator[dict]:
+    """What bfloat16 does to the accuracy, the post's way, of the post's network after some epochs."""
+    for seed in seeds:
+        accuracies = []
+        for bfloat16 in (True, False):
+            model = ten_digits.born(models.PostAutoencoder, seed)
+            train.fit(model, digits.train_images, epochs=epochs, seed=seed, bfloat16=bfloat16)
+            accuracies.append(score(model, digits, "many_to_one_same"))
+        rounded, exact = accuracies
+        what, against = f"bfloat16, seed {seed}, {epochs} epochs", f"float32, accuracy {exact:.4f}"
+        yield row("rounding", what, rounded, "share", against, exact, accuracy=rounded, repeats=1)
+
+
 def candidates(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
     """Each way to be faster, against the loop with it taken out, or put in: one step of 64 images."""
     batches = images[: 64 * 40].split(64)
@@ -222,13 +236,9 @@ def limit(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
 # ------------------------------------------------------------------------------------------------ the label-free recipe
 
 
-def score(model: nn.Module, digits: data.Digits) -> float:
-    """One-to-one accuracy on the test images, the mapping fitted on training labels."""
-    matrices = [
-        confusion.confusion_matrix(labels, train.encode(model, images))
-        for labels, images in ((digits.train_labels, digits.train_images), (digits.test_labels, digits.test_images))
-    ]
-    return confusion.scores(*matrices)["one_to_one"]
+def score(model: nn.Module, digits: data.Digits, reading: str = "one_to_one") -> float:
+    """Accuracy on the test images, by default one-to-one, the mapping fitted on training labels."""
+    return experiment._evaluate(model, digits)["accuracy"][reading]
 
 
 def label_free(digits: data.Digits, recipe: ten_digits.Recipe, enough: float = 0.98) -> Iterator[dict]:
@@ -265,6 +275,15 @@ def label_free(digits: data.Digits, recipe: ten_digits.Recipe, enough: float = 0
         yield row("recipe", name, took, "s", "ten-digits", whole, accuracy=accuracy, repeats=1)
 
 
+def start_rate(images: Tensor) -> float:
+    """Images a second in a start that passes over these images once."""
+    start = ten_digits.Start()
+    with pytest.MonkeyPatch.context() as patch, train.progress_bar(1, False) as bar:
+        patch.setattr(ten_digits, "LEAST_BATCHES", 1)
+        (history,) = ten_digits.learn(start.model(), images, start.loss, epochs=1, seed=0, lr=1e-3, bar=bar)
+    return history["images_per_second"]
+
+
 def parts(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
     """What a step of a start is made of, against the whole step."""
     generator = torch.Generator().manual_seed(0)
@@ -278,28 +297,49 @@ def parts(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
         loss = start.loss(batch)
         return seconds(lambda: torch.autograd.grad(loss, parameters))
 
-    def step() -> float:
-        with train.progress_bar(1, False) as bar:
-            (history,) = ten_digits.learn(start.model(), few, start.loss, epochs=1, seed=0, lr=1e-3, bar=bar)
-        return len(x) / history["images_per_second"]
-
-    ten_digits_batches, ten_digits.LEAST_BATCHES = ten_digits.LEAST_BATCHES, 1
-    try:
-        measured = in_turns(
-            {
-                "warp": lambda: seconds(lambda: augment.warp(x, generator, shear=start.shear)),
-                "warp, forward and loss": lambda: seconds(lambda: start.loss(batch)),
-                "backward": backward,
-                "step": step,
-            },
-            repeats,
-        )
-    finally:
-        ten_digits.LEAST_BATCHES = ten_digits_batches
+    measured = in_turns(
+        {
+            "warp": lambda: seconds(lambda: augment.warp(x, generator, shear=start.shear)),
+            "forward, of the images and the warped ones": lambda: seconds(lambda: model(torch.cat([x, x]))),
+            "warp, forward and loss": lambda: seconds(lambda: start.loss(batch)),
+            "backward": backward,
+            "step": lambda: len(x) / start_rate(few),
+        },
+        repeats,
+    )
     whole = len(x) / measured.pop("step")
     yield row("parts of a start", "the whole step", whole, "images/s", "itself", whole)
     for name, time_of in measured.items():
         yield row("parts of a start", name, len(x) / time_of, "images/s", "the whole step", whole)
+
+
+START = """
+import sys
+import torch
+from mnist_ae import data
+from tests.bench import start_rate
+torch.set_num_threads(int(sys.argv[2]))
+images = data.load(sys.argv[1]).train_images[:12_800]
+start_rate(images)
+print(start_rate(images))
+"""
+
+
+def memory(name: str, repeats: int = REPEATS) -> Iterator[dict]:
+    """A start whose process keeps the memory that it frees, as the Makefile asks of glibc, against one without."""
+
+    def rate(kept: bool) -> float:
+        environment = {key: value for key, value in os.environ.items() if kept or not key.startswith("MALLOC_")}
+        command = [sys.executable, "-c", START, name, str(torch.get_num_threads())]
+        return float(
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment
+            ).stdout
+        )
+
+    measured = in_turns({"kept": lambda: rate(True), "given back": lambda: rate(False)}, repeats, warm_up=False)
+    what, against = "a start, freed memory kept", "given back to the system"
+    yield row("memory", what, measured["kept"], "images/s", against, measured["given back"])
 
 
 # --------------------------------------------------------------------------------------------------- everything around
@@ -410,7 +450,7 @@ def sweeps(name: str, recipe: experiment.AnyRecipe, seeds: int, repeats: int = R
     )
     against = f"one after another, {torch.get_num_threads()} threads each"
     what = f"sweep of {seeds} seeds, {recipe.name}, {recipe.epochs} epochs"
-    yield row("sweep", what, measured["sweep"], "s", against, measured["in turn"])
+    yield row("sweep", what, measured["sweep"], "s", against, measured["in turn"], repeats=repeats)
 
 
 # ----------------------------------------------------------------------------------------------- the table and its plot
@@ -487,6 +527,9 @@ def main() -> None:
         start_up("MNIST"),
         growth("MNIST", (7_500, 15_000, 30_000, 60_000, 240_000)),
         sweeps("MNIST", replace(experiment.POST, epochs=1), seeds=2),
+        sweeps("MNIST", replace(experiment.POST, epochs=10), seeds=2, repeats=1),
+        rounding(digits, epochs=5, seeds=range(3)),
+        memory("MNIST"),
         label_free(digits, experiment.TEN_DIGITS),
     )
     rows = []

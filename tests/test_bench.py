@@ -56,6 +56,8 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
         "evaluation": bench.evaluation(few, repeats=1),
         "growth": bench.growth("digits", (64, 128), repeats=1),
         "recipe": bench.label_free(few, brief, enough=0.05),
+        "rounding": bench.rounding(few, epochs=1, seeds=range(1)),
+        "memory": bench.memory("digits", repeats=1),
     }
     rows = []
     for section, lines in sections.items():
@@ -64,7 +66,7 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
         assert all(line["section"] == section and line["ratio"] > 0 for line in lines)
         rows += lines
     table = pd.DataFrame(rows)
-    shares = table[table["unit"] == "share"]["value"]
+    shares = table.query("section == 'limit' and unit == 'share'")["value"]
     assert shares.sum() == pytest.approx(1)
     assert table.query("section == 'growth'")["peak_megabytes"].min() > 100
     figure = bench.draw(table, "a title")
