@@ -15,14 +15,16 @@ ifeq ($(PYTHON),.venv/bin/python)
 ENVIRONMENT = .venv/installed
 endif
 RUNS = $(if $(MNIST_AE_OUT),$(MNIST_AE_OUT)/)runs
-# glibc returns freed memory to the system and asks for it again in each step. To keep it is faster: see `make bench`.
-export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
-export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 TASK = $(PYTHON) -m mnist_ae
 PARAMETERS = --dataset '$(DATASET)' --epochs '$(EPOCHS)' --seed '$(SEED)' \
              --device '$(DEVICE)' --threads '$(THREADS)'
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
+# What a stored notebook holds: sources, outputs, tags. Cells that wait for a person's hand are not run, and hold nothing.
+CLEANED = --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True \
+          --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=skip-execution \
+          --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
+          --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 # The figures that the notebooks say they save: if one is gone, they run again.
 FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
@@ -33,7 +35,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN): choose among $(wordlist 1,9,$(VARIABLES)))
 endif
 
-.PHONY: help run-notebooks test test-unit test-notebooks refresh lab sweep ladder bench lint clean FORCE
+.PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ladder bench lint clean FORCE
 
 help: ## print the tasks
 	@echo "tasks:"
@@ -55,18 +57,22 @@ test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reac
 test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 20 minutes)
 	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
+test-browser: $(ENVIRONMENT) ## use notebooks 02 and 05 in JupyterLab and Chromium, as a person would
+	$(PYTHON) -m pytest tests/browser.py
+
 refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
 	@$(TASK) check --dataset MNIST > /dev/null
 	@for notebook in $(NOTEBOOKS); do \
-	  $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True \
-	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
-	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec $$notebook || exit 1; \
+	  TQDM_DISABLE=1 $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace $(CLEANED) $$notebook || exit 1; \
 	done
 	$(PYTHON) -m ruff format notebooks
 
+clean-notebooks: $(ENVIRONMENT) ## take out of the stored notebooks what an editor leaves: metadata, widgets; before a commit
+	$(PYTHON) -m jupyter nbconvert --to notebook --inplace --log-level WARN $(CLEANED) $(NOTEBOOKS)
+	$(PYTHON) -m ruff format --quiet notebooks
+
 lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
-	$(PYTHON) -m jupyter lab --notebook-dir notebooks
+	$(PYTHON) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
 	$(TASK) sweep $(PARAMETERS) --seeds '$(SEEDS)' --recipe '$(RECIPE)'

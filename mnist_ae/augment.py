@@ -8,7 +8,11 @@ from torch.nn import functional as F
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor`, drawn on the CPU, on `device`. CUDA's queue of work is not waited for."""
+    """`tensor`, drawn on the CPU, on `device`. CUDA's queue of work is not waited for.
+
+    >>> to_device(torch.ones(2), torch.device("cpu"))
+    tensor([1., 1.])
+    """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
@@ -30,6 +34,10 @@ def warp(
     Drawn uniformly: rotation up to so many degrees either way; scale up to 1 +- so much, in x and y apart; shear up to
     so many pixels sideways a pixel of height; shift up to so much of half the width. All 0: the image itself.
     generator: on the CPU, so that a seed draws the same on every device.
+
+    >>> images, nothing = torch.rand(2, 1, 28, 28), {"rotation": 0, "scale": 0, "shear": 0, "shift": 0}
+    >>> torch.allclose(warp(images, torch.Generator(), **nothing), images, atol=1e-5)
+    True
     """
     n = len(images)
     angle = _uniform(n, generator) * math.radians(rotation)
@@ -50,6 +58,11 @@ def holes(images: Tensor) -> Tensor:
     An image is a landscape, ink is high, and it is flooded from the border over the lowest passes. How much higher than
     the ground the water stands where it has to climb over ink is the hole: 0.9 inside of a ring drawn with 0.9, 0 in
     a ring with a gap. (Grey-scale reconstruction by erosion, Vincent 1993.)
+
+    >>> ring = F.pad(torch.ones(1, 1, 3, 3), (1, 1, 1, 1))
+    >>> ring[0, 0, 2, 2] = 0
+    >>> holes(ring)[0, 0, 2]
+    tensor([0., 0., 1., 0., 0.])
     """
     ground = images[:, 0].permute(1, 2, 0).contiguous()  # [H, W, N]: a line of all images lies together
     water = torch.full_like(ground, 1 if images.is_floating_point() else 255)
@@ -71,6 +84,10 @@ def window(images: Tensor, generator: torch.Generator, *, low: int = 12, high: i
 
     The band is `low` to `high` pixels wide and lies in the middle 24, where the ink of MNIST is. share: the chance, 0
     to 1, that an image is cut at all.
+
+    >>> shown = window(torch.ones(1, 1, 28, 28), torch.Generator().manual_seed(0)).bool()[0, 0]
+    >>> sorted({int(rows) for rows in (shown.any(0).sum(), shown.any(1).sum())})[-1]  # the other way it is whole
+    28
     """
     n = len(images)
     width = torch.randint(low, high + 1, (n, 1), generator=generator)

@@ -21,6 +21,11 @@ def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tup
     """k-means on the pixels, 10 clusters, one k-means++ start: clusters of train and test images, one-hot [N, 10].
 
     images: uint8 [N, 1, 28, 28]. One-hot, so that `confusion.confusion_matrix` reads them as it reads codes.
+
+    >>> from mnist_ae import data
+    >>> digits = data.load("digits")
+    >>> [clusters.shape for clusters in kmeans_clusters(digits.train_images, digits.test_images, seed=0)]
+    [(1437, 10), (360, 10)]
     """
     model = KMeans(n_clusters=10, n_init=1, random_state=seed)
     flat = [models.pixels(images).flatten(1).numpy() for images in (train_images, test_images)]
@@ -35,6 +40,11 @@ def mixture_clusters(
 
     images: uint8 [N, 1, 28, 28]. reduction: "pca", 50 principal components; or "umap", an embedding in 10 dimensions
     (15 neighbours, no least distance), into which test images are placed after it was fitted. Else ValueError.
+
+    >>> from mnist_ae import data
+    >>> digits = data.load("digits")
+    >>> [c.shape for c in mixture_clusters(digits.train_images, digits.test_images, 0, reduction="pca")]
+    [(1437, 10), (360, 10)]
     """
     if reduction not in ("pca", "umap"):
         raise ValueError(f"reduction must be pca or umap, got {reduction!r}")
@@ -58,6 +68,10 @@ def supervised(
     """The post's encoder trained WITH labels, neuron k to fire for digit k; the decoder is left as it was born.
 
     images: uint8 [N, 1, 28, 28], labels: int64 [N]. Adam at 1e-3, batches of 64, cross-entropy of the softmax code.
+
+    >>> from mnist_ae import data
+    >>> digits = data.load("digits")
+    >>> model = supervised(digits.train_images, digits.train_labels, epochs=1, seed=0, progress=False)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,7 +16,10 @@ class CheckpointError(RuntimeError):
 
 
 def write(path: Path, content: dict) -> None:
-    """Write tensors and plain values, whole or not at all; OSError as for `files.write`."""
+    """Write tensors and plain values, whole or not at all; OSError as for `files.write`.
+
+    >>> write(Path("model.pt"), {"weights": torch.zeros(2), "epoch": 1})
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     files.write(path, buffer.getvalue())
@@ -27,6 +30,10 @@ def read(path: Path) -> dict:
 
     torch.load does not look at the checksums that torch.save leaves (a checkpoint is a zip file), and would take a
     changed byte for a changed weight; so they are compared here. OSError where the file cannot be read.
+
+    >>> write(Path("model.pt"), {"weights": torch.zeros(2), "epoch": 1})
+    >>> read(Path("model.pt"))
+    {'weights': tensor([0., 0.]), 'epoch': 1}
     """
     content = io.BytesIO(path.read_bytes())
     try:
@@ -48,7 +55,13 @@ def read(path: Path) -> dict:
 
 
 def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
-    """Put weights, {name: tensor}, into `model`; CheckpointError says which tensors are missing or of another shape."""
+    """Put weights, {name: tensor}, into `model`; CheckpointError says which tensors are missing or of another shape.
+
+    >>> load_weights(nn.Linear(2, 1), {"weight": torch.zeros(1, 2)}, Path("model.pt"))
+    Traceback (most recent call last):
+        ...
+    mnist_ae.checkpoint.CheckpointError: model.pt is of another architecture: ... Missing key(s) in state_dict: "bias".
+    """
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,5 +1,7 @@
 """What codes and drawings look like: how near to one-hot, and how like an average digit."""
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -8,6 +10,9 @@ def entropy(codes: ArrayLike) -> np.ndarray:
     """The entropy of each code, in bits: float64 [N], 0 for one-hot, log2(10) = 3.32 for uniform.
 
     codes: [N, 10], not negative, each row with sum 1, as a softmax gives them.
+
+    >>> entropy([[0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 0]])
+    array([1.])
     """
     codes = np.asarray(codes, dtype=np.float64)
     return -(codes * np.log2(codes, where=codes > 0, out=np.zeros_like(codes))).sum(axis=1)
@@ -17,6 +22,9 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> np.ndarray:
     """The mean of the values of each of ten groups: float64 [10, ...], NaN for a group without members.
 
     values: numbers [N, ...], images or codes. groups: integers [N] in 0..9, digits or most active neurons.
+
+    >>> group_means([[0.0], [2.0], [5.0]], [1, 1, 9])[[0, 1, 9]].ravel()
+    array([nan,  1.,  5.])
     """
     values, groups = np.asarray(values), np.asarray(groups)
     means = np.full((10, *values.shape[1:]), np.nan)
@@ -30,6 +38,9 @@ def correlations(drawings: ArrayLike, averages: ArrayLike) -> np.ndarray:
 
     drawings: [A, ...] and averages: [B, ...], of the same pixels. 1 means: the same picture up to brightness and
     contrast, which is fair to a sigmoid that cannot reach the target's black and white. NaN for a NaN or flat image.
+
+    >>> correlations([[0, 1, 0, 1]], [[0, 2, 0, 2], [1, 0, 1, 0]]).round(2)
+    array([[ 1., -1.]])
     """
     drawings, averages = (np.asarray(images, dtype=np.float64) for images in (drawings, averages))
     drawings, averages = (images.reshape(len(images), -1) for images in (drawings, averages))
@@ -40,6 +51,58 @@ def correlations(drawings: ArrayLike, averages: ArrayLike) -> np.ndarray:
 
 
 def distances(images: ArrayLike) -> np.ndarray:
-    """The root-mean-square difference, over the pixels, of each pair of images [A, ...]: float64 [A, A]."""
+    """The root-mean-square difference, over the pixels, of each pair of images [A, ...]: float64 [A, A].
+
+    >>> distances([[0, 0], [1, 1]])
+    array([[0., 1.],
+           [1., 0.]])
+    """
     images = np.asarray(images, dtype=np.float64).reshape(len(images), -1)
     return np.sqrt(((images[:, None] - images[None]) ** 2).mean(axis=2))
+
+
+def neighbours(codes: ArrayLike, index: int, count: int) -> np.ndarray:
+    """The `count` codes of [N, 10] that are nearest to the one at `index`, without itself: int [count], nearest first.
+
+    Euclidean distance; of equally near ones the first. ValueError if there are not so many others.
+
+    >>> neighbours(np.eye(10) + np.eye(10)[:, ::-1], 0, 1)
+    array([9])
+    """
+    codes = np.asarray(codes)
+    if not 0 < count < len(codes):
+        raise ValueError(f"count must be from 1 to {len(codes) - 1}, got {count}")
+    order = np.argsort(((codes - codes[index]) ** 2).sum(axis=1), kind="stable")
+    return order[order != index][:count]
+
+
+def neighbour_purity(codes: ArrayLike, labels: ArrayLike) -> float:
+    """The share, 0 to 1, of codes [N, 10] whose nearest other code (Euclidean) has the same label, of [N].
+
+    >>> neighbour_purity([[0], [1], [5], [7]], [3, 3, 3, 8])
+    0.5
+    """
+    from sklearn.neighbors import NearestNeighbors  # slow to import
+
+    labels = np.asarray(labels)
+    nearest = NearestNeighbors(n_neighbors=1).fit(np.asarray(codes)).kneighbors(return_distance=False)[:, 0]
+    return float((labels[nearest] == labels).mean())
+
+
+def planes(codes: ArrayLike, seed: int = 0) -> dict[str, np.ndarray]:
+    """Codes [N, 10], N > 15, laid out in the plane: {"PCA": float [N, 2], "UMAP": float [N, 2]}.
+
+    UMAP (McInnes, Healy and Melville 2018) with 15 neighbours and the Hellinger distance, which is made for codes that
+    are probabilities. The same seed gives the same picture on the same machine.
+
+    >>> {name: points.shape for name, points in planes(np.random.default_rng(0).dirichlet(np.ones(10), 50)).items()}
+    {'PCA': (50, 2), 'UMAP': (50, 2)}
+    """
+    from sklearn.decomposition import PCA
+
+    with warnings.catch_warnings():  # of umap's import and of its one thread, which the seed needs
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        spread = UMAP(n_neighbors=15, metric="hellinger", random_state=seed, n_jobs=1).fit_transform(np.asarray(codes))
+    return {"PCA": PCA(2, random_state=seed).fit_transform(np.asarray(codes)), "UMAP": spread}

@@ -14,6 +14,10 @@ def confusion_matrix(labels: ArrayLike, codes: ArrayLike) -> np.ndarray:
 
     labels: integers [N] in 0..9. codes: finite numbers [N, 10]; of equally active neurons the first counts.
     Raises ValueError for other shapes, labels out of range, or codes that are not finite.
+
+    >>> confusion_matrix([7, 7, 2], np.eye(10)[[4, 4, 0]])[[7, 2]][:, [4, 0]]
+    array([[2, 0],
+           [0, 1]])
     """
     labels, codes = np.asarray(labels), np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] != 10 or labels.shape != codes.shape[:1]:
@@ -26,12 +30,20 @@ def confusion_matrix(labels: ArrayLike, codes: ArrayLike) -> np.ndarray:
 
 
 def majority_mapping(matrix: ArrayLike) -> np.ndarray:
-    """Many-to-one, the post's: each neuron's most frequent digit, the lowest on a tie (so 0 for a dead neuron)."""
+    """Many-to-one, the post's: each neuron's most frequent digit, the lowest on a tie (so 0 for a dead neuron).
+
+    >>> majority_mapping(np.eye(10)[::-1])  # neuron 0 fires for digit 9
+    array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    """
     return _checked(matrix).argmax(axis=0)
 
 
 def one_to_one_mapping(matrix: ArrayLike) -> np.ndarray:
-    """One-to-one: the permutation that gets most images right (the assignment problem, solved by SciPy)."""
+    """One-to-one: the permutation that gets most images right (the assignment problem, solved by SciPy).
+
+    >>> one_to_one_mapping(np.eye(10)[::-1])
+    array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    """
     digits, neurons = linear_sum_assignment(_checked(matrix), maximize=True)
     mapping = np.empty(10, dtype=np.int64)
     mapping[neurons] = digits
@@ -39,7 +51,11 @@ def one_to_one_mapping(matrix: ArrayLike) -> np.ndarray:
 
 
 def accuracy(matrix: ArrayLike, mapping: ArrayLike) -> float:
-    """The share of images, 0 to 1, whose neuron is mapped to their digit. ValueError for a matrix without images."""
+    """The share of images, 0 to 1, whose neuron is mapped to their digit. ValueError for a matrix without images.
+
+    >>> accuracy(np.eye(10), range(10)), accuracy(np.ones((10, 10)), range(10))
+    (1.0, 0.1)
+    """
     matrix = _checked(matrix)
     if matrix.sum() == 0:
         raise ValueError("the matrix holds no images: its accuracy is not defined")
@@ -50,30 +66,50 @@ def reorder(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
     """float64 [10, 10]: the columns sorted by the digit they are mapped to, each row divided by its sum.
 
     The identity if every digit has a neuron of its own. The row of a digit without images stays 0.
+
+    >>> bool((reorder(3 * np.eye(10)[::-1], range(9, -1, -1)) == np.eye(10)).all())
+    True
     """
     matrix = _checked(matrix)
     return row_normalise(matrix[:, np.argsort(mapping, kind="stable")])
 
 
 def row_normalise(matrix: ArrayLike) -> np.ndarray:
-    """float64 [10, 10]: each row as shares of its sum; a row of zeros stays zeros."""
+    """float64 [10, 10]: each row as shares of its sum; a row of zeros stays zeros.
+
+    >>> row_normalise([[1, 3], [0, 0]])
+    array([[0.25, 0.75],
+           [0.  , 0.  ]])
+    """
     matrix = np.asarray(matrix, dtype=np.float64)
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
 
 def recall(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
-    """float64 [10]: for each digit, the share of its images whose neuron is mapped to it."""
+    """float64 [10]: for each digit, the share of its images whose neuron is mapped to it.
+
+    >>> recall(np.eye(10), [0, 0, 2, 3, 4, 5, 6, 7, 8, 9])  # no neuron is mapped to digit 1
+    array([1., 0., 1., 1., 1., 1., 1., 1., 1., 1.])
+    """
     shares, mapping = row_normalise(_checked(matrix)), np.asarray(mapping)
     return np.array([shares[digit, mapping == digit].sum() for digit in range(10)])
 
 
 def dead_neurons(matrix: ArrayLike) -> list[int]:
-    """The neurons that are never the most active one: the columns of zeros."""
+    """The neurons that are never the most active one: the columns of zeros.
+
+    >>> dead_neurons(np.tile(np.arange(10) % 5, (10, 1)))
+    [0, 5]
+    """
     return np.flatnonzero(_checked(matrix).sum(axis=0) == 0).tolist()
 
 
 def sharing(matrix: ArrayLike) -> np.ndarray:
-    """float64 [10, 10]: the chance that a random image of one digit and one of another activate the same neuron."""
+    """float64 [10, 10]: the chance that a random image of one digit and one of another activate the same neuron.
+
+    >>> sharing(np.eye(10)[[0, 0, 2, 3, 4, 5, 6, 7, 8, 9]])[0, :3]  # digits 0 and 1 have one neuron
+    array([1., 1., 0.])
+    """
     shares = row_normalise(_checked(matrix))
     return shares @ shares.T
 
@@ -83,6 +119,9 @@ def scores(train_matrix: ArrayLike, test_matrix: ArrayLike) -> dict[str, float]:
 
     many_to_one, one_to_one: mapping fitted on the training images, frozen, scored on the test images (strict).
     many_to_one_same, one_to_one_same: fitted and scored on the same test images (many_to_one_same is the post's).
+
+    >>> scores(np.eye(10), np.eye(10))["one_to_one"]
+    1.0
     """
     return {
         name + suffix: accuracy(test_matrix, mapping(fitted_on))

@@ -86,15 +86,12 @@ class Digits:
         return digest.hexdigest()
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
-
-
 def load(name: str = "auto", root: str | Path | None = None) -> Digits:
     """Load a data set: train and test images uint8 [N, 1, 28, 28] and labels int64 [N].
 
     name: "MNIST", "FashionMNIST", "KMNIST", "digits" (scikit-learn's bundled 8x8 digits, scaled up), or "auto": MNIST,
-        and with a warning the bundled digits where MNIST is neither on disk nor downloadable.
+        and with a warning the bundled digits where MNIST is neither on disk nor downloadable. Or that of a data set of
+        your own: a folder beside MNIST's with the same four files, of as many images as you like.
     root: the folder that holds (or will hold) NAME/raw/train-images-idx3-ubyte and so on, as torchvision lays it out;
         by default $MNIST_AE_DATA (a relative path counts from the repository, since notebooks run in a subfolder),
         else `data/` in the repository. Files compressed with gzip (`.gz`) are read as they are.
@@ -103,9 +100,13 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
 
     Raises ValueError for an unknown name, DataUnavailable where the files are neither on disk nor downloadable, and
     DataError, never a fallback, for a file that is damaged or missing and cannot be downloaded again.
+
+    >>> digits = load("digits")
+    >>> digits.train_images.shape, digits.test_labels.shape
+    (torch.Size([1437, 1, 28, 28]), torch.Size([360]))
     """
     if name not in NAMES:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
+        return _load_own(name, _data_root(root))
     if name == "digits":
         return _bundled_digits()
     try:
@@ -128,6 +129,22 @@ def _data_root(root: str | Path | None) -> Path:
     return (files.HOME / Path(os.environ.get("MNIST_AE_DATA") or "data").expanduser()).resolve()
 
 
+def _load_own(name: str, root: Path) -> Digits:
+    """A data set that has no published checksums and no download; ValueError where there is no folder of its name."""
+    folder = root / name / "raw"
+    known = name.lower() in [other.lower() for other in NAMES]  # "mnist" is a slip, on a Mac a folder that exists too
+    if known or not re.fullmatch(r"[\w-]+", name) or not folder.is_dir():
+        raise ValueError(
+            f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or put its four files into {root}/NAME/raw"
+        )
+    return _digits(name, [_read_idx(_place(folder, file), (None, *shape[1:]), None) for file, shape in FILES.items()])
+
+
+def _digits(name: str, arrays: list[np.ndarray]) -> Digits:
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
+    return Digits(name, train_images.unsqueeze(1), train_labels.long(), test_images.unsqueeze(1), test_labels.long())
+
+
 def _load_idx(name: str, root: Path) -> Digits:
     folder = root / name / "raw"
     try:
@@ -141,8 +158,7 @@ def _load_idx(name: str, root: Path) -> Digits:
                 raise DataError(f"{fault} It could not be downloaded again: {reason}") from error
             raise DataUnavailable(f"{name} is not in {folder} and could not be downloaded: {reason}") from error
         arrays = _read_all(folder)
-    train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
-    return Digits(name, train_images.unsqueeze(1), train_labels.long(), test_images.unsqueeze(1), test_labels.long())
+    return _digits(name, arrays)
 
 
 def _download(name: str, root: Path) -> None:
@@ -193,14 +209,19 @@ def _read_all(folder: Path) -> list[np.ndarray]:
     return [_read_idx(_place(folder, file), shape, sums.get(file)) for file, shape in FILES.items()]
 
 
-def _read_idx(path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndarray:
-    """One IDX file (http://yann.lecun.com/exdb/mnist) as uint8 of that shape; DataError names path and fault."""
+def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> np.ndarray:
+    """One IDX file (http://yann.lecun.com/exdb/mnist) as uint8 of that shape; DataError names path and fault.
+
+    A shape that begins with None takes as many images or labels as the file announces.
+    """
     try:
         content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path.with_suffix('')} is missing.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
+    if shape[0] is None:
+        shape = (int.from_bytes(content[4:8]), *shape[1:])
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 | len(shape), *shape)
     size = len(header) + int(np.prod(shape))
     fault = None
@@ -218,7 +239,7 @@ def _read_idx(path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndar
     if fault:
         raise DataError(f"{path} is damaged: it {fault}.")
     values = np.frombuffer(bytearray(content), np.uint8, offset=len(header)).reshape(shape)
-    if len(shape) == 1 and values.max() > 9:
+    if len(shape) == 1 and values.max(initial=0) > 9:
         raise DataError(f"{path} is damaged: it holds the label {values.max()}, outside 0 to 9.")
     return values
 

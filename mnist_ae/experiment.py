@@ -100,7 +100,11 @@ class RunNotFound(FileNotFoundError):
 
 
 def run_folder(recipe: AnyRecipe, seed: int, digits: data.Digits) -> Path:
-    """Where the notebooks keep this run."""
+    """Where the notebooks keep this run.
+
+    >>> run_folder(POST, 0, data.load("digits")).name
+    'post-digits-20-epochs-seed-0'
+    """
     return files.runs_folder() / f"{recipe.name}-{digits.name}-{recipe.epochs}-epochs-seed-{seed}"
 
 
@@ -116,6 +120,12 @@ def run(
 
     Raises FloatingPointError (see `train.minimise`), and OSError where a file cannot be written; both leave the
     checkpoint of the epoch before. Warns of a checkpoint that is damaged, and trains again.
+
+    >>> brief, digits = Recipe("brief", epochs=1), data.load("digits")
+    >>> run(brief, 0, digits, Path("runs", "brief"), device="cpu", progress=False).reused
+    False
+    >>> run(brief, 0, digits, Path("runs", "brief"), device="cpu").reused
+    True
     """
     out_dir, device = Path(out_dir), train.pick_device(device).type
     identity = _identity(recipe, seed, digits, device)
@@ -172,6 +182,11 @@ def load(recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, *, de
     """The finished run in `out_dir`; RunNotFound if it is not there or was made by another recipe, data or code.
 
     CheckpointError if it is there, and damaged.
+
+    >>> load(POST, 0, data.load("digits"), Path("nowhere"), device="cpu")
+    Traceback (most recent call last):
+        ...
+    mnist_ae.experiment.RunNotFound: no finished run nowhere of this code and data: run notebook 01_train ...
     """
     found = _finished(recipe, Path(out_dir), _identity(recipe, seed, digits, train.pick_device(device).type))
     if found is None:
@@ -276,6 +291,12 @@ def sweep(
     by its name and keeps its runs where `files.runs_folder` is there: what it finds finished it does not run again.
     Rows go to `figures/TABLE.csv` here as they finish, in place of earlier ones of the same recipe, epochs and seed.
     What a run raises is raised here, and runs that have not begun are not begun any more.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(1) as pool:
+    ...     table = sweep([Recipe("brief", epochs=1)], range(2), pool, dataset="digits", device="cpu")
+    >>> table[["recipe", "seed", "threads"]].values.tolist()
+    [['brief', 0, 1], ['brief', 1, 1]]
     """
     dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
     rows, path = read_table(table, dataset), _table_path(table, dataset)
@@ -301,6 +322,10 @@ def workers() -> Iterator[Executor]:
 
     Processes are spawned, not forked: a fork of a process that has threads may hang. Raises ModuleNotFoundError without
     the extra `cluster`, OSError where no scheduler answers.
+
+    >>> with workers() as pool:
+    ...     pool.submit(pow, 2, 10).result()
+    1024
     """
     if address := os.environ.get("DASK_SCHEDULER"):
         from distributed import Client
@@ -313,7 +338,11 @@ def workers() -> Iterator[Executor]:
 
 
 def read_table(table: str, dataset: str) -> pd.DataFrame:
-    """What `make sweep` ("seeds") or `make ladder` ("ladder") has left for a data set; empty where it never ran."""
+    """What `make sweep` ("seeds") or `make ladder` ("ladder") has left for a data set; empty where it never ran.
+
+    >>> read_table("never made", "MNIST").empty
+    True
+    """
     path = _table_path(table, dataset)
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
@@ -351,6 +380,11 @@ def check_parameters(*, epochs: int, seed: int, device: str, threads: int) -> No
     """Refuse what a run cannot use with a ValueError that names the parameter and its range; set the threads.
 
     In a notebook that papermill runs, a parameter that no notebook has is refused too; papermill only warns of it.
+
+    >>> check_parameters(epochs=0, seed=0, device="cpu", threads=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: epochs must be a whole number from 1 to 10,000, got 0
     """
     train.whole_number("epochs", epochs, 1, 10_000)
     train.whole_number("seed", seed, 0, 2**32 - 1)

@@ -14,12 +14,20 @@ HOME = _SOURCE if (_SOURCE / "pyproject.toml").exists() else Path.cwd()
 
 
 def runs_folder() -> Path:
-    """Checkpoints and executed notebooks: $MNIST_AE_OUT/runs, by default `runs/` in the repository."""
+    """Checkpoints and executed notebooks: $MNIST_AE_OUT/runs, by default `runs/` in the repository.
+
+    >>> runs_folder().name
+    'runs'
+    """
     return _out() / "runs"
 
 
 def figures_folder(dataset: str) -> Path:
-    """What the notebooks draw: `figures/` for MNIST, `figures/NAME/` for others, so that MNIST's stay as they are."""
+    """What the notebooks draw: `figures/` for MNIST, `figures/NAME/` for others, so that MNIST's stay as they are.
+
+    >>> figures_folder("MNIST").name, figures_folder("digits").name
+    ('figures', 'digits')
+    """
     return _out() / "figures" / ("" if dataset == "MNIST" else dataset)
 
 
@@ -32,6 +40,10 @@ def write(path: Path, content: bytes) -> None:
 
     Raises OSError (no space left, no permission) with the path; what was there before is then as it was. A process that
     is killed at the wrong moment leaves `.NAME.PROCESS.tmp` behind, and nothing that carries the name itself.
+
+    >>> write(Path("folder", "a.txt"), b"whole")
+    >>> Path("folder", "a.txt").read_bytes()
+    b'whole'
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,6 +69,9 @@ def one_process_at_a_time(folder: Path, task: str) -> Iterator[None]:
 
     The lock is the operating system's, on the file `.lock` in the folder: it ends with its process, however that ends.
     task: what the other is doing, as in "training". Raises OSError where the folder cannot be made or written to.
+
+    >>> with one_process_at_a_time(Path("folder"), "training"):
+    ...     write(Path("folder", "a.txt"), b"mine")
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")

@@ -10,7 +10,12 @@ SMALLEST = 1e-8  # keeps the logarithm of a code finite
 
 
 def entropy(codes: Tensor) -> Tensor:
-    """codes [..., 10] -> [...]: 0 for one-hot, log(10) = 2.30 for uniform."""
+    """codes [..., 10] -> [...]: 0 for one-hot, log(10) = 2.30 for uniform.
+
+    >>> from torch import eye, full
+    >>> entropy(full((2, 10), 0.1)).round(decimals=2), abs(entropy(eye(10)[0]))
+    (tensor([2.3000, 2.3000]), tensor(0.))
+    """
     return -(codes * codes.clamp_min(SMALLEST).log()).sum(-1)
 
 
@@ -19,10 +24,20 @@ def mutual_information(codes: Tensor, balance: float = 1.0) -> Tensor:
 
     With balance 1 it is the mutual information of image and neuron. Its first term is largest where all neurons are
     used equally often, its second where each code is one-hot. (Bridle, Heading and MacKay 1991; IMSAT has balance 4.)
+
+    >>> from torch import eye
+    >>> mutual_information(eye(10)).round(decimals=2)  # sure, and all neurons are used
+    tensor(2.3000)
     """
     return balance * entropy(codes.mean(0)) - entropy(codes).mean()
 
 
 def consistency(fixed: Tensor, log_codes: Tensor) -> Tensor:
-    """Mean KL divergence of the codes exp(log_codes) [N, 10] from codes held `fixed` [N, 10]: a scalar >= 0."""
+    """Mean KL divergence of the codes exp(log_codes) [N, 10] from codes held `fixed` [N, 10]: a scalar >= 0.
+
+    >>> from torch import full
+    >>> codes = full((4, 10), 0.1)
+    >>> consistency(codes, codes.log())
+    tensor(0.)
+    """
     return F.kl_div(log_codes, fixed.detach(), reduction="batchmean")

@@ -16,6 +16,9 @@ def pixels(images: Tensor) -> Tensor:
     """images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1] -> float32 of the same shape in [0, 1].
 
     Raises ValueError for other types, and for floating pixels that are NaN or outside [0, 1].
+
+    >>> pixels(torch.full((1, 1, 1, 2), 51, dtype=torch.uint8))
+    tensor([[[[0.2000, 0.2000]]]])
     """
     if images.dtype == torch.uint8:
         return images.float() / 255
@@ -176,6 +179,9 @@ def layer_table(model: nn.Module, images: Tensor) -> list[dict]:
     """One dict for each layer that `images` pass through: part, layer, shape (without N), parameters.
 
     images: float32 [N, 1, 28, 28]. Read from the model itself, by watching it work.
+
+    >>> layer_table(PostAutoencoder(), torch.zeros(1, 1, 28, 28))[1]
+    {'part': 'encoder', 'layer': 'ReLU()', 'shape': (4, 24, 24), 'parameters': 0}
     """
     rows, hooks = [], []
     for part, network in model.named_children():

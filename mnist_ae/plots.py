@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
@@ -17,6 +18,7 @@ from mnist_ae import files
 
 matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
 BLUE, ORANGE, GREEN, GREY = "#0173B2", "#DE8F05", "#029E73", "#949494"  # of the style's colour-blind safe cycle
+DIGITS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]  # each digit's own, in every figure
 
 
 def save_figure(fig: Figure, name: str, numbers: pd.DataFrame, dataset: str):
@@ -24,6 +26,10 @@ def save_figure(fig: Figure, name: str, numbers: pd.DataFrame, dataset: str):
 
     The files depend on what is drawn alone: no date, no version. Figures of other data sets than MNIST get a folder of
     their own, see `files.figures_folder`. `fig` is drawn off-screen, so no display is needed.
+
+    >>> picture = save_figure(Figure(), "empty", pd.DataFrame(), "an example")
+    >>> sorted(path.name for path in files.figures_folder("an example").iterdir())
+    ['empty.csv', 'empty.png']
     """
     from IPython.display import Image
 
@@ -39,6 +45,10 @@ def architecture(layers: list[dict], title: str) -> Figure:
     """The model drawn from `models.layer_table`: a stack of maps for each layer, a bar for each vector.
 
     Layers that change no shape and hold no parameters are named with the layer before them.
+
+    >>> linear = {"layer": "Linear()", "shape": (10,), "parameters": 1}
+    >>> architecture([linear | {"part": "encoder"}, linear | {"part": "decoder"}], "title")
+    <Figure size 1200x420 with 1 Axes>
     """
     boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
     for layer in layers:
@@ -81,6 +91,9 @@ def losses(history: pd.DataFrame, published: Sequence[float], levels: dict[str, 
     """history: one row an epoch, with epoch, loss and last_batch_loss; published: one last-batch loss an epoch.
 
     levels: losses to compare with, {name: loss}, drawn as named horizontal lines.
+
+    >>> losses(pd.DataFrame({"epoch": [1], "loss": [0.8], "last_batch_loss": [0.7]}), [0.9], {"a level": 0.5}, "title")
+    <Figure size 1000x460 with 1 Axes>
     """
     fig = Figure(figsize=(10, 4.6))
     ax = fig.subplots()
@@ -100,6 +113,9 @@ def image_rows(rows: dict[str, ArrayLike], title: str, columns: Sequence[str] | 
     """Rows of images, {label: [N, 28, 28]}, each row on its own grey scale; an image of NaN stays an empty frame.
 
     columns: a heading for each of the N columns.
+
+    >>> image_rows({"noise": np.random.rand(10, 28, 28)}, "title")
+    <Figure size 918x175 with 10 Axes>
     """
     count = len(next(iter(rows.values())))
     fig = Figure(figsize=(1.9 + 0.52 * max(count, 14), 0.9 + (0.62 if count > 12 else 0.85) * len(rows)))
@@ -124,6 +140,9 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     """Annotated heat maps side by side, {heading: [10, 10]}: rows digits, columns neurons.
 
     Counts are written as they are, shares with two decimals (and zero left out). columns: tick labels by heading.
+
+    >>> matrices({"identity": np.eye(10)}, "title")
+    <Figure size 660x560 with 2 Axes>
     """
     fig = Figure(figsize=(6.6 * len(panels), 5.6))
     for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -152,8 +171,75 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     return fig
 
 
+def before_after(sides: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> Figure:
+    """Two networks side by side, {name: (shares [10, 10], drawings [10, 28, 28])}: what each neuron says and draws.
+
+    shares: rows digits, columns neurons, as `confusion.reorder` gives them; drawings: of the same neurons.
+
+    >>> before_after({name: (np.eye(10), np.zeros((10, 28, 28))) for name in ("before", "after")}, "title")
+    <Figure size 1100x640 with 22 Axes>
+    """
+    fig = Figure(figsize=(11, 6.4))
+    for part, (name, (shares, drawings)) in zip(fig.subfigures(1, 2, wspace=0.04), sides.items(), strict=True):
+        grid = part.add_gridspec(2, 10, height_ratios=(8, 1), hspace=0.02)
+        ax = part.add_subplot(grid[0, :])
+        sns.heatmap(shares, vmin=0, vmax=1, cmap="cividis", square=True, cbar=False, ax=ax)
+        for spot, share in np.ndenumerate(np.asarray(shares)):
+            if share >= 0.1:
+                colour = "black" if share > 0.5 else "white"
+                ax.text(spot[1] + 0.5, spot[0] + 0.5, f"{share:.0%}", ha="center", va="center", color=colour)
+        ax.set_yticklabels(range(10), rotation=0)
+        ax.set(xticks=[], ylabel="digit", title=name)
+        for neuron, drawing in enumerate(drawings):
+            below = part.add_subplot(grid[1, neuron])
+            below.imshow(drawing, cmap="gray_r")
+            below.set(xticks=[], yticks=[])
+            below.spines[:].set_visible(False)
+        part.supxlabel("ten neurons, each with what it makes the decoder draw", fontsize=10)
+    fig.suptitle(title)
+    return fig
+
+
+def code_map(planes: dict[str, ArrayLike], labels: ArrayLike, images: ArrayLike, title: str) -> Figure:
+    """Codes in the plane: on the left every one as a dot, {name: points [N, 2]}, on the right those of the second plane
+    as thumbnails, as many as there is room for. labels: [N], the digits, which give the colours; images: [N, 28, 28].
+
+    >>> points = np.random.rand(50, 2)
+    >>> code_map({"PCA": points, "UMAP": points}, np.arange(50) % 10, np.ones((50, 28, 28)), "title")
+    <Figure size 1300x620 with 2 Axes>
+    """
+    fig = Figure(figsize=(13, 6.2))
+    labels, images = np.asarray(labels), np.asarray(images) / np.max(images)
+    dots, thumbnails = fig.subplots(1, 2, width_ratios=(1, 1.35))
+    (first, points), (second, spread) = ((name, np.asarray(plane)) for name, plane in planes.items())
+    for digit in range(10):
+        dots.plot(*points[labels == digit].T, ".", ms=3, alpha=0.5, color=DIGITS[digit], label=str(digit))
+    legend = dots.legend(title="digit", ncols=10, loc="upper center", bbox_to_anchor=(0.5, -0.1), markerscale=4)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    dots.set(xlabel="first component", ylabel="second component", title=first)
+
+    cells = 44  # in each direction; the image nearest to the middle of a cell is shown there
+    place = (spread - spread.min(axis=0)) / np.ptp(spread, axis=0) * (cells - 1)
+    paper = np.ones((cells * 28, cells * 28, 3))
+    order = np.argsort(-((place - place.round()) ** 2).sum(axis=1), kind="stable")  # the nearest is drawn last
+    for i in order:
+        column, row = 28 * place[i].round().astype(int)
+        ink = images[i][::-1, :, None]
+        paper[row : row + 28, column : column + 28] = 1 - ink * (1 - np.array(to_rgb(DIGITS[labels[i]])))
+    thumbnails.imshow(paper, origin="lower", interpolation="antialiased")
+    thumbnails.set(xticks=[], yticks=[], title=second)
+    thumbnails.spines[:].set_visible(False)
+    fig.suptitle(title)
+    return fig
+
+
 def activations(codes: ArrayLike, title: str) -> Figure:
-    """How often each neuron has which activation: ten histograms of codes [N, 10], counts on a log scale."""
+    """How often each neuron has which activation: ten histograms of codes [N, 10], counts on a log scale.
+
+    >>> activations(np.eye(10), "title")
+    <Figure size 1100x440 with 10 Axes>
+    """
     codes = np.asarray(codes)
     fig = Figure(figsize=(11, 4.4))
     for neuron, ax in enumerate(fig.subplots(2, 5, sharex=True, sharey=True).flat):
@@ -167,7 +253,11 @@ def activations(codes: ArrayLike, title: str) -> Figure:
 
 
 def one_hotness(codes: ArrayLike, entropies: ArrayLike, title: str) -> Figure:
-    """Two histograms that tell how near codes [N, 10] come to one-hot: largest activation, entropy in bits [N]."""
+    """Two histograms that tell how near codes [N, 10] come to one-hot: largest activation, entropy in bits [N].
+
+    >>> one_hotness(np.eye(10), np.zeros(10), "title")
+    <Figure size 1000x380 with 2 Axes>
+    """
     fig = Figure(figsize=(10, 3.8))
     panels = {
         "largest activation of the code": (np.asarray(codes).max(axis=1), 1, np.linspace(0.1, 1, 46)),
@@ -184,7 +274,11 @@ def one_hotness(codes: ArrayLike, entropies: ArrayLike, title: str) -> Figure:
 
 
 def recall(recalls: pd.DataFrame, title: str) -> Figure:
-    """Grouped bars: one group a digit (the index), one bar a column, 0 to 1."""
+    """Grouped bars: one group a digit (the index), one bar a column, 0 to 1.
+
+    >>> recall(pd.DataFrame(np.eye(10, 2), columns=["one way", "another"]), "title")
+    <Figure size 850x380 with 1 Axes>
+    """
     fig = Figure(figsize=(8.5, 3.8))
     ax = fig.subplots()
     recalls.plot.bar(ax=ax, color=[BLUE, ORANGE], width=0.75, rot=0)
@@ -195,7 +289,11 @@ def recall(recalls: pd.DataFrame, title: str) -> Figure:
 
 
 def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], title: str) -> Figure:
-    """One point a pair of digits: how far apart their average images are, how often they share a neuron."""
+    """One point a pair of digits: how far apart their average images are, how often they share a neuron.
+
+    >>> sharing([0.1, 0.2], [0.5, 0.0], ["4, 9", "0, 1"], "title")
+    <Figure size 800x460 with 1 Axes>
+    """
     distances, chances = np.asarray(distances), np.asarray(chances)
     fig = Figure(figsize=(8, 4.6))
     ax = fig.subplots()
@@ -212,7 +310,11 @@ def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], titl
 
 
 def accuracies(table: pd.DataFrame, title: str) -> Figure:
-    """Horizontal bars of the column `accuracy` (0 to 1), top row on top, in the colours of the column `colour`."""
+    """Horizontal bars of the column `accuracy` (0 to 1), top row on top, in the colours of the column `colour`.
+
+    >>> accuracies(pd.DataFrame({"accuracy": [0.4], "colour": [BLUE]}, index=["the post"]), "title")
+    <Figure size 900x112 with 1 Axes>
+    """
     fig = Figure(figsize=(9, 0.7 + 0.42 * len(table)))
     ax = fig.subplots()
     bars = ax.barh(table.index, table["accuracy"], color=table["colour"])
@@ -227,6 +329,9 @@ def ladder(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
     """One line a row, the first at the bottom: columns mean, worst, best (0 to 1); the index says what it is.
 
     levels: accuracies to compare with, {name: accuracy}, drawn as named vertical lines.
+
+    >>> ladder(pd.DataFrame({"mean": [0.5], "worst": [0.4], "best": [0.6]}, index=["a rung"]), {}, "title")
+    <Figure size 1100x180 with 1 Axes>
     """
     fig = Figure(figsize=(11, 1.3 + 0.5 * len(table)))
     ax = fig.subplots()
@@ -247,7 +352,11 @@ def ladder(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
 
 
 def gallery(images: ArrayLike, captions: Sequence[str], title: str, columns: int = 16) -> Figure:
-    """Images [N, 28, 28] in rows of `columns`, each with its caption; at least one image."""
+    """Images [N, 28, 28] in rows of `columns`, each with its caption; at least one image.
+
+    >>> gallery(np.zeros((3, 28, 28)), ["a", "b", "c"], "title")
+    <Figure size 1280x185 with 16 Axes>
+    """
     images = np.asarray(images)
     rows = -(-len(images) // columns)
     fig = Figure(figsize=(0.8 * columns, 1.05 * rows + 0.8))
@@ -274,6 +383,9 @@ def seeds(
     """Marks for each seed: columns seed, epochs, and those of `readings`, accuracies from 0 to 1, {column: its name}.
 
     levels: accuracies to compare with, {name: accuracy}, drawn as named horizontal lines.
+
+    >>> seeds(pd.DataFrame({"seed": [0], "epochs": [20], "one_to_one": [0.4]}), {}, "title", {"one_to_one": "strict"})
+    <Figure size 900x420 with 1 Axes>
     """
     fig = Figure(figsize=(9, 4.2))
     ax = fig.subplots()

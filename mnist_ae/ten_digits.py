@@ -229,7 +229,11 @@ def _within(on_epoch: train.OnEpoch, done: dict, epoch: int, model: nn.Module, s
 
 
 def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A new model with the first weights of `seed`; the caller's random numbers are left alone."""
+    """A new model with the first weights of `seed`; the caller's random numbers are left alone.
+
+    >>> born(lambda: torch.rand(1), 0) == born(lambda: torch.rand(1), 0)
+    tensor([True])
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind()
@@ -239,6 +243,9 @@ def passes(images: int) -> int:
     """How often an epoch passes over the images: once, or, where they are few, as often as makes LEAST_BATCHES.
 
     Raises ValueError for less than a batch of images.
+
+    >>> passes(60_000), passes(1_437)
+    (1, 37)
     """
     if images < BATCH:
         raise ValueError(f"{images} images are less than one batch of {BATCH}")
@@ -262,6 +269,12 @@ def learn(
 
     Leaves in `model` the moving average of its weights, which is steadier than the last ones. An epoch: see `passes`.
     on_epoch, resume, what is returned and FloatingPointError: see `train.minimise`.
+
+    >>> images = torch.zeros(128, 1, 28, 28, dtype=torch.uint8)
+    >>> with train.progress_bar(1, shown=False) as bar:
+    ...     history = learn(models.TenNeurons(), images, Start().loss, epochs=1, seed=0, lr=1e-3, bar=bar)
+    >>> history[0]["images"] // BATCH  # so few images are seen again and again
+    400
     """
     place, rounds = train.pick_device(device), passes(len(images))
     steps = len(images) * rounds // BATCH
@@ -304,6 +317,9 @@ def learn(
 def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
     """Move the weights of `average` towards those of `model`: about the mean of the last tenth of the steps so far, or
     of the last 200 where that is less.
+
+    >>> average, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    >>> move_average(average, model, step=0)  # half the way
     """
     share = 1 / min(2 + step / 10, 200)
     for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
@@ -314,12 +330,21 @@ def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
 def log_codes(model: nn.Module, x: Tensor) -> Tensor:
     """The logarithm of the codes of what the encoder reads, float [N, C, 28, 28] in [0, 1]: [N, 10], exact where a code
     rounds to 0.
+
+    >>> model = models.TenNeurons()
+    >>> x = torch.rand(2, 1, 28, 28)
+    >>> torch.allclose(log_codes(model, x).exp(), model.encoder(x))
+    True
     """
     return F.log_softmax(model.encoder[:-1](x), dim=1)
 
 
 def with_holes(images: Tensor) -> Tensor:
-    """images: uint8 [N, 1, 28, 28] -> uint8 [N, 2, 28, 28], the second channel what the strokes enclose."""
+    """images: uint8 [N, 1, 28, 28] -> uint8 [N, 2, 28, 28], the second channel what the strokes enclose.
+
+    >>> with_holes(torch.zeros(3, 1, 28, 28, dtype=torch.uint8)).shape
+    torch.Size([3, 2, 28, 28])
+    """
     batches = images.split(train.ENCODE_BATCH)
     return torch.cat([images, torch.cat([augment.holes(batch) for batch in batches])], dim=1)
 
@@ -329,6 +354,10 @@ def vote(readings: list[Tensor]) -> Tensor:
 
     The order is that of the reading with the largest mutual information. One that has much less of it (0.06 nats) has
     merged two digits, or split one, and has no vote.
+
+    >>> one = torch.eye(10)
+    >>> torch.equal(vote([one, one.flip(1)]), one)  # the same answers, other names of the neurons
+    True
     """
     information = [losses.mutual_information(codes).item() for codes in readings]
     best = readings[max(range(len(readings)), key=information.__getitem__)]
@@ -348,6 +377,10 @@ def weigh(readings: list[Tensor], rounds: int = 10) -> Tensor:
     are weighed by them, so that a 2 and a 9, from models that are known for it, make a 7. (Dawid and Skene 1979, with
     a code for ten fractional answers.) In the end the evidence is not the models' sum, as if they were strangers, but
     their mean, since they err together: it is sure where all are, and its order is what `Student.surest` asks for.
+
+    >>> one = torch.eye(10).repeat(20, 1)
+    >>> torch.equal(weigh([one, one.flip(1)]).argmax(dim=1), one.argmax(dim=1))
+    True
     """
     answers = vote(readings)
     for _ in range(rounds):
@@ -363,6 +396,11 @@ def weigh(readings: list[Tensor], rounds: int = 10) -> Tensor:
 def student_loss(student: Student, given: Tensor) -> Callable[[Batch], Tensor]:
     """A loss for `learn`: where the answers given, float [N, 10], are among the surest, they count; elsewhere, after
     TRAINED epochs, the teacher's (the student's own moving average, which sees everything), if it is sure.
+
+    >>> loss_of = student_loss(Student(), torch.eye(10))
+    >>> model, x = models.TenNeurons(), torch.rand(10, 1, 28, 28)
+    >>> loss_of(Batch(model, model, x, torch.arange(10), 1, torch.Generator())).shape
+    torch.Size([])
     """
     certainty, answers = given.max(dim=1)
     counts = torch.zeros_like(answers, dtype=torch.bool)
@@ -388,7 +426,12 @@ def student_loss(student: Student, given: Tensor) -> Callable[[Batch], Tensor]:
 
 
 def hide_holes(x: Tensor, hidden: Tensor) -> Tensor:
-    """x: float [N, C, 28, 28], hidden: bool [N] -> x with nothing but the image (the first channel) where hidden."""
+    """x: float [N, C, 28, 28], hidden: bool [N] -> x with nothing but the image (the first channel) where hidden.
+
+    >>> hide_holes(torch.ones(2, 2, 1, 1), torch.tensor([True, False])).flatten(1)
+    tensor([[1., 0.],
+            [1., 1.]])
+    """
     shown = torch.ones(x.shape[:2], device=x.device)
     shown[:, 1:] = ~augment.to_device(hidden, x.device)[:, None]
     return x * shown[:, :, None, None]
@@ -400,6 +443,10 @@ def read(model: nn.Module, sights: Tensor, student: Student, *, seed: int, views
     Of the whole: the mean of its codes of the image and of `views` warped ones. If it has learned from windows, also of
     2 x `views` of them: the geometric mean, where a part that fits many digits counts less than one that rules them
     out. If it has learned to do without holes, the same without them.
+
+    >>> images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    >>> read(models.TenNeurons(), images, Student(windows=0.5), seed=0).sum(dim=1).round(decimals=3)
+    tensor([1., 1., 1.])
     """
     generator = torch.Generator().manual_seed(seed)
 

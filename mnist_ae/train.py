@@ -13,14 +13,24 @@ ENCODE_BATCH = 1000  # images at a time: enough to keep the cores busy, small be
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:
-    """`value` if it is an int from low to high; else a ValueError that names the parameter and the range."""
+    """`value` if it is an int from low to high; else a ValueError that names the parameter and the range.
+
+    >>> whole_number("seed", -1, 0, 9)
+    Traceback (most recent call last):
+        ...
+    ValueError: seed must be a whole number from 0 to 9, got -1
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name} must be a whole number from {low:,} to {high:,}, got {value!r}")
     return value
 
 
 def pick_device(name: str) -> torch.device:
-    """Name "auto" -> the first of CUDA, MPS, CPU that is there; else the device of that name, or a ValueError."""
+    """Name "auto" -> the first of CUDA, MPS, CPU that is there; else the device of that name, or a ValueError.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, found in there.items() if found))
@@ -58,6 +68,12 @@ def fit(
     bfloat16: True to round what is multiplied to 8 significant bits; weights and loss stay float32. It is faster where
         the processor has such instructions, slower elsewhere, and not the same run.
     on_epoch, resume, what is returned and FloatingPointError: see `minimise`.
+
+    >>> from mnist_ae import models
+    >>> images = torch.zeros(128, 1, 28, 28, dtype=torch.uint8)
+    >>> [history] = fit(models.PostAutoencoder(), images, epochs=1, progress=False)
+    >>> history["epoch"], history["images"]
+    (1, 128)
     """
     whole_number("epochs", epochs, 1, 10_000)
     whole_number("seed", seed, 0, 2**32 - 1)
@@ -92,7 +108,11 @@ def fit(
 
 
 def progress_bar(images: int, shown: bool) -> tqdm:
-    """A bar of so many images, each counted as often as it is seen."""
+    """A bar of so many images, each counted as often as it is seen.
+
+    >>> with progress_bar(100, shown=False) as bar:
+    ...     bar.update(64)
+    """
     return tqdm(total=images, unit=" images", mininterval=2, disable=not shown)
 
 
@@ -123,6 +143,21 @@ def minimise(
     Returns one dict an epoch: epoch (from 1), loss (mean over its images), last_batch_loss (what the post prints),
     seconds, images_per_second. Losses are looked at once an epoch, since to look is to wait for a GPU. Raises
     FloatingPointError then, before on_epoch, if one was not finite, with epoch and batch, or if a weight is not.
+
+    >>> model, images = nn.Linear(1, 1), torch.ones(8, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with progress_bar(40 * 8, shown=False) as bar:
+    ...     history = minimise(
+    ...         model,
+    ...         lambda index, epoch: F.mse_loss(model(images[index]), images[index]),
+    ...         lambda: torch.arange(8).split(4),
+    ...         optimizer,
+    ...         torch.Generator(),
+    ...         epochs=40,
+    ...         bar=bar,
+    ...     )
+    >>> history[-1]["loss"] < 1e-6
+    True
     """
     stateful = {"model": model, "optimizer": optimizer} | (kept or {})
     history = []
@@ -173,7 +208,12 @@ def minimise(
 
 @torch.no_grad()
 def in_batches(model: nn.Module, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """network(normalised images) on the CPU, in eval mode; the model's mode is left as it was."""
+    """network(normalised images) on the CPU, in eval mode; the model's mode is left as it was.
+
+    >>> from mnist_ae import models
+    >>> in_batches(models.TenNeurons(), lambda x: x.sum(dim=(1, 2, 3)), torch.ones(2, 1, 28, 28))
+    tensor([784., 784.])
+    """
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to encode")
     place, training = next(model.parameters()).device, model.training
@@ -185,16 +225,31 @@ def in_batches(model: nn.Module, network: Callable[[Tensor], Tensor], images: Te
 
 
 def encode(model: nn.Module, images: Tensor) -> Tensor:
-    """The codes of images (uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]): float32 [N, 10], on the CPU."""
+    """The codes of images (uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]): float32 [N, 10], on the CPU.
+
+    >>> from mnist_ae import models
+    >>> encode(models.PostAutoencoder(), torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 10])
+    """
     return in_batches(model, model.encoder, images)
 
 
 def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
-    """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28]."""
+    """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28].
+
+    >>> from mnist_ae import models
+    >>> reconstruct(models.PostAutoencoder(), torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 1, 28, 28])
+    """
     return in_batches(model, model, images)
 
 
 @torch.no_grad()
 def decode(model: nn.Module, codes: Tensor) -> Tensor:
-    """What the decoder draws for codes [N, 10], in the model's normalised units: float32 [N, 1, 28, 28]."""
+    """What the decoder draws for codes [N, 10], in the model's normalised units: float32 [N, 1, 28, 28].
+
+    >>> from mnist_ae import models
+    >>> decode(models.PostAutoencoder(), torch.eye(10)).shape
+    torch.Size([10, 1, 28, 28])
+    """
     return model.decoder(codes.to(next(model.parameters()).device)).cpu()

@@ -209,6 +209,35 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         data.load("mnist")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_data_set_of_ones_own_has_as_many_images_as_it_likes(small, tmp_path, no_network, monkeypatch, packed):
+    folder = lay_out(small, tmp_path, "My-Digits")
+    monkeypatch.setattr(data, "FILES", {file: (60_000, *shape[1:]) for file, shape in data.FILES.items()})
+    if packed:
+        for path in list(folder.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    digits = data.load("My-Digits", tmp_path)
+    assert (digits.name, len(digits.train_images), len(digits.test_labels)) == ("My-Digits", 12, 2)
+    assert digits.train_images.numpy().tobytes() == small[IMAGES][16:]
+
+    path = data._place(folder, IMAGES)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(data.DataError, match=re.escape(str(path))):
+        data.load("My-Digits", tmp_path)
+    path.unlink()
+    with pytest.raises(data.DataError, match="is missing"):
+        data.load("My-Digits", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "Digits", "My-Digitz", "../My-Digits", ""])
+def test_a_name_without_a_folder_of_its_own_is_refused(small, tmp_path, name):
+    lay_out(small, tmp_path, "My-Digits")
+    (tmp_path / "mnist" / "raw").mkdir(parents=True)  # as a Mac would find MNIST's
+    with pytest.raises(ValueError, match="unknown data set"):
+        data.load(name, tmp_path)
+
+
 def test_the_bundled_digits_are_scikit_learns(digits):
     from sklearn.datasets import load_digits
 

@@ -34,7 +34,7 @@ def test_one_list_of_dependencies_and_each_is_pinned():
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     assert {re.split(r"[=<>]", entry)[0] for entry in conda} == {"python", "pip", "make"}, "the rest is pyproject's"
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-e .[dev]", "-c constraints.txt"]
+    assert pip == ["--extra-index-url https://download.pytorch.org/whl/cpu", "-e .[dev]", "-c constraints.txt"]
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]

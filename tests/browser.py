@@ -1,0 +1,257 @@
+"""`make test-browser`: notebooks 02 and 05 in a real JupyterLab and a real Chromium, used as a person would.
+
+On the bundled digits, so that it needs neither MNIST nor a network. Screenshots are left in $MNIST_AE_OUT/screenshots,
+by default runs/screenshots. Skipped, with the reason, where there is no Chromium or Chrome.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import nbformat
+import pytest
+
+from mnist_ae import files
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+CELLS_TIMEOUT = 900  # seconds for all cells of a notebook; 05 trains
+
+if CHROMIUM is None:
+    pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed", allow_module_level=True)
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def screenshots():
+    folder = files.runs_folder() / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab on loopback, over copies of the notebooks whose data set is the bundled digits."""
+    folder = tmp_path_factory.mktemp("lab")
+    for path in sorted((files.HOME / "notebooks").glob("0[125]*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace('dataset = "auto"', 'dataset = "digits"')
+                assert '"digits"' in cell.source
+        nbformat.write(notebook, folder / path.name)
+    environment = os.environ | {
+        "MNIST_AE_OUT": str(folder / "out"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "IPYTHONDIR": str(folder / "ipython"),
+    }
+    subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", "01_train.ipynb", "01_done.ipynb"],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [f"--port={port}", "--IdentityProvider.token=", "--ServerApp.root_dir", str(folder)]
+    command += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=5)
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert server.poll() is None, (folder / "log").read_text()
+                time.sleep(0.5)
+        else:
+            raise AssertionError((folder / "log").read_text())
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(lab, browser):
+    """opened(notebook): its page, before anything runs; errors of the page itself are collected in page.errors."""
+    pages = []
+
+    def open_notebook(name):
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        pages.append(page)
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(f"{lab}/lab/tree/{name}")
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        return page
+
+    yield open_notebook
+    for page in pages:
+        page.close()
+
+
+def run_all(page):
+    """Run > Run All Cells, and wait until no cell waits or runs."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    busy = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(p => p.innerText.includes('[*]'))"
+    page.wait_for_function(busy, timeout=60_000)
+    deadline = time.monotonic() + CELLS_TIMEOUT
+    quiet = 0
+    while quiet < 3:  # in a row: between two cells there may be none
+        assert time.monotonic() < deadline, "the cells are still running"
+        page.wait_for_timeout(1000)
+        quiet = 0 if page.evaluate(busy) else quiet + 1
+
+
+def errors(page):
+    """What the cells say went wrong, and the errors of the page."""
+    said = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+    return said + page.errors
+
+
+def scroll_to(page, text):
+    """Bring the cell whose source holds `text` into view: JupyterLab draws only what is near."""
+    notebook = page.locator(".jp-WindowedPanel-outer").first
+    notebook.hover()
+    notebook.evaluate("panel => panel.scrollTo(0, 0)")
+    for _ in range(200):
+        cell = page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=text)).first
+        if cell.count() and cell.locator(".jp-OutputArea-output").count():
+            cell.scroll_into_view_if_needed()
+            page.wait_for_timeout(500)
+            return cell
+        page.mouse.wheel(0, 500)
+        page.wait_for_timeout(100)
+    raise AssertionError(f"no cell with {text!r} and an output is in sight")
+
+
+def pixels(image):
+    """What an <img> shows, as text."""
+    return image.evaluate(
+        """async img => {
+            await img.decode();
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+            canvas.getContext("2d").drawImage(img, 0, 0);
+            return canvas.toDataURL();
+        }"""
+    )
+
+
+def changed(page, image, before):
+    """Wait until the image shows something else than before; the seconds that it took."""
+    begin = time.monotonic()
+    while pixels(image) == before:
+        assert time.monotonic() - begin < 10, "the image did not change"
+        page.wait_for_timeout(10)
+    return time.monotonic() - begin
+
+
+def move_a_slider(page):
+    """Move the second of the ten sliders, and then all of them with a button: the drawing follows."""
+    cell = scroll_to(page, "explore.sliders(")
+    drawing = cell.locator("img.widget-image")
+    expect(cell.locator(".noUi-handle")).to_have_count(10)
+    before = pixels(drawing)
+    handle = cell.locator(".noUi-handle").nth(1)
+    handle.focus()
+    for _ in range(30):
+        handle.press("ArrowUp")
+    seconds = changed(page, drawing, before)
+    expect(cell.locator(".widget-readout").nth(1)).not_to_have_text("0.00")
+    before = pixels(drawing)
+    cell.get_by_role("button").nth(4).click()
+    changed(page, drawing, before)
+    return seconds
+
+
+def pick_an_image(page):
+    cell = scroll_to(page, "explore.images(")
+    shown = cell.locator("img.widget-image")
+    expect(shown).to_have_count(2 + 8)
+    before = [pixels(shown.nth(k)) for k in range(3)]
+    cell.get_by_role("button", name="another one").click()
+    for k in range(3):  # the image, its drawing, its first neighbour
+        changed(page, shown.nth(k), before[k])
+
+
+def test_02_runs_and_its_sliders_draw(opened, screenshots):
+    page = opened("02_inspect_codes.ipynb")
+    assert page.locator(".jp-RenderedImage img").first.is_visible(), "stored outputs show before anything runs"
+    page.screenshot(path=screenshots / "02_opened.png")
+    run_all(page)
+    assert errors(page) == []
+    print("the drawing followed a slider after", round(move_a_slider(page), 3), "s")
+    page.screenshot(path=screenshots / "02_sliders.png")
+    pick_an_image(page)
+    page.screenshot(path=screenshots / "02_images.png")
+    assert errors(page) == []
+
+
+def test_05_runs_and_answers_the_hand(opened, screenshots):
+    page = opened("05_ten_digits.ipynb")
+    run_all(page)
+    assert errors(page) == []
+    move_a_slider(page)
+    page.screenshot(path=screenshots / "05_sliders.png")
+    pick_an_image(page)
+    page.screenshot(path=screenshots / "05_images.png")
+
+    cell = scroll_to(page, "explore.paint(")
+    canvas, shown = cell.locator("canvas"), cell.locator("img.widget-image")
+    before = [pixels(shown.nth(k)) for k in range(2)]
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 70, box["y"] + 60)
+    page.mouse.down()
+    for x, y in [(200, 60), (160, 140), (120, 230)]:
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=8)
+    page.mouse.up()
+    for k in range(2):
+        changed(page, shown.nth(k), before[k])
+    page.wait_for_timeout(500)
+    ink = """canvas => {
+        const {data} = canvas.getContext("2d").getImageData(0, 0, 280, 280);
+        return data.filter((value, k) => k % 4 == 3 && value).length;
+    }"""
+    assert canvas.evaluate(ink) > 2000, "the line is on the canvas"
+    page.screenshot(path=screenshots / "05_painted.png")
+    cell.get_by_role("button", name="clear").click()
+    page.wait_for_timeout(500)
+    assert canvas.evaluate(ink) == 0
+
+    cell = scroll_to(page, "explore.walk(")
+    drawing = cell.locator("img.widget-image").nth(1)
+    before = pixels(drawing)
+    handle = cell.locator(".noUi-handle")
+    handle.focus()
+    for _ in range(60):
+        handle.press("ArrowRight")
+    changed(page, drawing, before)
+    page.screenshot(path=screenshots / "05_walk.png")
+    assert errors(page) == []
