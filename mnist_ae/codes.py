@@ -92,17 +92,17 @@ def neighbour_purity(codes: ArrayLike, labels: ArrayLike) -> float:
 def planes(codes: ArrayLike, seed: int = 0) -> dict[str, np.ndarray]:
     """Codes [N, 10], N > 15, laid out in the plane: {"PCA": float [N, 2], "UMAP": float [N, 2]}.
 
-    UMAP (McInnes, Healy and Melville 2018) with 15 neighbours and the Hellinger distance, which is made for codes that
-    are probabilities. The same seed gives the same picture on the same machine.
+    UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the codes' square roots: their distance is Hellinger's,
+    which is made for probabilities. The same seed gives the same picture on the same machine.
 
     >>> {name: points.shape for name, points in planes(np.random.default_rng(0).dirichlet(np.ones(10), 50)).items()}
     {'PCA': (50, 2), 'UMAP': (50, 2)}
     """
     from sklearn.decomposition import PCA
 
-    with warnings.catch_warnings():  # of umap's import and of its one thread, which the seed needs
+    with warnings.catch_warnings():  # of umap's import, and of its one thread, which the seed needs
         warnings.simplefilter("ignore")
         from umap import UMAP
 
-        spread = UMAP(n_neighbors=15, metric="hellinger", random_state=seed, n_jobs=1).fit_transform(np.asarray(codes))
-    return {"PCA": PCA(2, random_state=seed).fit_transform(np.asarray(codes)), "UMAP": spread}
+        umap = UMAP(n_neighbors=15, init="pca", random_state=seed, n_jobs=1).fit_transform(np.sqrt(codes))
+    return {"PCA": PCA(2, random_state=seed).fit_transform(np.asarray(codes)), "UMAP": umap}

@@ -92,7 +92,8 @@ class Result:
     def origin(self) -> str:
         """Whether this call trained the run or found it finished, and how long its training took."""
         how = f"continued after epoch {self.continued}" if self.continued else "trained now"
-        return f"{'found finished' if self.reused else how} in {self.seconds / 60:.1f} min: {self.folder.name}"
+        took = f"about {self.seconds / 60:.0f} min" if self.seconds >= 60 else "less than a minute"
+        return f"{'found finished' if self.reused else how} in {took}: {self.folder.name}"
 
 
 class RunNotFound(FileNotFoundError):

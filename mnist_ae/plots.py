@@ -144,7 +144,7 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     >>> matrices({"identity": np.eye(10)}, "title")
     <Figure size 660x560 with 2 Axes>
     """
-    fig = Figure(figsize=(6.6 * len(panels), 5.6))
+    fig = Figure(figsize=(5.5 * len(panels), 4.8))
     for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         matrix = np.asarray(matrix)
         shares = matrix.dtype.kind == "f"
@@ -155,7 +155,7 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
             matrix,
             annot=text,
             fmt="" if shares else "d",
-            annot_kws={"size": 8.5},
+            annot_kws={"size": 9},
             vmin=0,
             vmax=1 if shares else None,
             cmap="cividis",
@@ -206,30 +206,30 @@ def code_map(planes: dict[str, ArrayLike], labels: ArrayLike, images: ArrayLike,
 
     >>> points = np.random.rand(50, 2)
     >>> code_map({"PCA": points, "UMAP": points}, np.arange(50) % 10, np.ones((50, 28, 28)), "title")
-    <Figure size 1300x620 with 2 Axes>
+    <Figure size 1200x680 with 2 Axes>
     """
-    fig = Figure(figsize=(13, 6.2))
-    labels, images = np.asarray(labels), np.asarray(images) / np.max(images)
-    dots, thumbnails = fig.subplots(1, 2, width_ratios=(1, 1.35))
+    fig = Figure(figsize=(12, 6.8))
+    labels, images = np.asarray(labels), np.asarray(images)
+    images = images / images.max()
+    dots, thumbnails = fig.subplots(1, 2, width_ratios=(1, 1.45))
     (first, points), (second, spread) = ((name, np.asarray(plane)) for name, plane in planes.items())
     for digit in range(10):
-        dots.plot(*points[labels == digit].T, ".", ms=3, alpha=0.5, color=DIGITS[digit], label=str(digit))
-    legend = dots.legend(title="digit", ncols=10, loc="upper center", bbox_to_anchor=(0.5, -0.1), markerscale=4)
-    for handle in legend.legend_handles:
-        handle.set_alpha(1)
+        dots.plot(*points[labels == digit].T, ".", ms=3, alpha=0.5, color=DIGITS[digit])
     dots.set(xlabel="first component", ylabel="second component", title=first)
 
-    cells = 44  # in each direction; the image nearest to the middle of a cell is shown there
+    cells = 34  # in each direction; the image nearest to the middle of a cell is shown there
     place = (spread - spread.min(axis=0)) / np.ptp(spread, axis=0) * (cells - 1)
     paper = np.ones((cells * 28, cells * 28, 3))
     order = np.argsort(-((place - place.round()) ** 2).sum(axis=1), kind="stable")  # the nearest is drawn last
     for i in order:
         column, row = 28 * place[i].round().astype(int)
-        ink = images[i][::-1, :, None]
-        paper[row : row + 28, column : column + 28] = 1 - ink * (1 - np.array(to_rgb(DIGITS[labels[i]])))
+        tile = 0.4 + 0.6 * np.array(to_rgb(DIGITS[labels[i]]))
+        paper[row : row + 28, column : column + 28] = tile * (1 - images[i][::-1, :, None])
     thumbnails.imshow(paper, origin="lower", interpolation="antialiased")
-    thumbnails.set(xticks=[], yticks=[], title=second)
+    thumbnails.set(xticks=[], yticks=[], title=f"{second}, an image where there is room for one")
     thumbnails.spines[:].set_visible(False)
+    patches = [Rectangle((0, 0), 1, 1, fc=colour) for colour in DIGITS]
+    fig.legend(patches, map(str, range(10)), ncols=10, loc="outside lower center", title="digit")
     fig.suptitle(title)
     return fig
 

@@ -22,12 +22,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 CELLS_TIMEOUT = 900  # seconds for all cells of a notebook; 05 trains
 
-if CHROMIUM is None:
-    pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed", allow_module_level=True)
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from playwright.sync_api import expect, sync_playwright  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(CHROMIUM is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +88,8 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
@@ -177,14 +177,14 @@ def move_a_slider(page):
     """Move the second of the ten sliders, and then all of them with a button: the drawing follows."""
     cell = scroll_to(page, "explore.sliders(")
     drawing = cell.locator("img.widget-image")
-    expect(cell.locator(".noUi-handle")).to_have_count(10)
+    assert cell.locator(".noUi-handle").count() == 10
     before = pixels(drawing)
     handle = cell.locator(".noUi-handle").nth(1)
     handle.focus()
     for _ in range(30):
         handle.press("ArrowUp")
     seconds = changed(page, drawing, before)
-    expect(cell.locator(".widget-readout").nth(1)).not_to_have_text("0.00")
+    assert cell.locator(".widget-readout").nth(1).inner_text() != "0.00"
     before = pixels(drawing)
     cell.get_by_role("button").nth(4).click()
     changed(page, drawing, before)
@@ -194,7 +194,7 @@ def move_a_slider(page):
 def pick_an_image(page):
     cell = scroll_to(page, "explore.images(")
     shown = cell.locator("img.widget-image")
-    expect(shown).to_have_count(2 + 8)
+    assert shown.count() == 2 + 8
     before = [pixels(shown.nth(k)) for k in range(3)]
     cell.get_by_role("button", name="another one").click()
     for k in range(3):  # the image, its drawing, its first neighbour

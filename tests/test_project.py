@@ -29,6 +29,11 @@ def tags(cell):
     return set(cell.metadata.get("tags", []))
 
 
+def waits_for_a_person(cell):
+    """Neither papermill nor nbconvert runs such a cell, nor does nbval."""
+    return tags(cell) == {"skip-execution", "nbval-skip"}
+
+
 def test_one_list_of_dependencies_and_each_is_pinned():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
@@ -48,7 +53,7 @@ def test_every_import_is_a_listed_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = project["dependencies"] + project["optional-dependencies"]["cluster"]
     names = {re.split(r"[=<>~! ]", entry)[0].lower().replace("-", "_") for entry in listed}
-    names |= {"sklearn", "umap", "mnist_ae"} | set(sys.stdlib_module_names)
+    names |= {"sklearn", "umap", "pil", "mnist_ae"} | set(sys.stdlib_module_names)
     for path in (ROOT / "mnist_ae").glob("*.py"):
         for module in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M):
             assert module.lower() in names, f"{path.name} imports {module}"
@@ -68,7 +73,7 @@ def test_no_import_runs_against_the_flow_of_data():
         "codes",
         "published",
     ]
-    flow += ["experiment", "ladder", "baselines", "plots"]
+    flow += ["experiment", "ladder", "baselines", "plots", "explore"]
     assert sorted(path.stem for path in (ROOT / "mnist_ae").glob("[a-z]*.py")) == sorted(flow)
     for position, module in enumerate(flow):
         source = (ROOT / "mnist_ae" / f"{module}.py").read_text()
@@ -81,7 +86,7 @@ def test_no_import_runs_against_the_flow_of_data():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_notebooks_were_executed_and_make_checked_claims(path):
-    cells = code_cells(path)
+    cells = [cell for cell in code_cells(path) if not waits_for_a_person(cell)]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run `make refresh`"
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
 
@@ -102,6 +107,41 @@ def test_stored_notebooks_were_executed_and_make_checked_claims(path):
     assert "raises-exception" not in text, "passes nbval and fails papermill: catch the error in the cell"
     assert not re.search(r"^\s*(?:def|class) ", "\n".join(cell.source for cell in cells), re.M), "belongs in mnist_ae"
     assert set(json.loads(text)["metadata"]) == {"kernelspec"}, "run `make refresh`"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_refresh_leaves_nothing_that_differs_from_one_to_the_next(path):
+    """But the numbers of those cells whose output is not compared."""
+    notebook = json.loads(path.read_text())
+    assert [cell["id"] for cell in notebook["cells"]] == [
+        f"{path.stem[:2]}-{number:02d}" for number in range(len(notebook["cells"]))
+    ], "no random ids"
+    assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+    text = path.read_text()
+    for trace in ("images/s", "it/s", "widget-view", "widget-state", "\\r", "papermill", "0x7f"):
+        assert trace not in text, trace
+    for cell in code_cells(path):
+        if waits_for_a_person(cell):
+            assert (cell.outputs, cell.execution_count) == ([], None), "run `make clean-notebooks`"
+            assert "explore." in cell.source or "google.colab" in cell.source
+
+
+def test_the_cell_for_colab_is_the_same_everywhere_and_does_nothing_here():
+    (first,) = {code_cells(path)[0].source for path in NOTEBOOKS}
+    assert all(waits_for_a_person(code_cells(path)[0]) for path in NOTEBOOKS)
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    exec(TransformerManager().transform_cell(first), {})  # get_ipython() would be an error
+
+
+def test_the_configurations_of_other_tools_name_what_there_is():
+    makefile = (ROOT / "Makefile").read_text()
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert container["postCreateCommand"] == "make .venv/installed"
+    assert "\n.venv/installed: " in makefile
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    for hook in local["hooks"]:
+        assert re.search(rf"^{hook['entry'].removeprefix('make ')}: ", makefile, re.M), hook
 
 
 def test_every_figure_that_a_notebook_saves_is_kept_with_its_numbers():
@@ -309,14 +349,21 @@ def test_the_commands_of_the_readme_are_tasks_of_the_makefile():
             assert re.search(rf"^{variable.split('=')[0]} *\??=", (ROOT / "Makefile").read_text(), re.M), command
 
 
-def test_the_python_example_of_the_readme_runs(monkeypatch, digits, capsys):
-    from mnist_ae import data
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_python_examples_of_the_readme_run(number, monkeypatch, digits, capsys):
+    from mnist_ae import data, ten_digits
 
     few = data.Digits("digits", *(tensor[:200] for tensor in vars(digits).values() if isinstance(tensor, torch.Tensor)))
     monkeypatch.setattr(data, "load", lambda: few)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    exec(example, {})
-    assert 0.1 <= float(capsys.readouterr().out) <= 1
+    monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 20)
+    path = Path(os.environ["MNIST_AE_OUT"], "example.py")
+    path.parent.mkdir()
+    path.write_text(EXAMPLES[number])
+    exec(compile(EXAMPLES[number], path, "exec"), {"__name__": "__main__"})
+    assert 0.1 <= float(re.search(r"\d\.\d+", capsys.readouterr().out)[0]) <= 1
 
 
 def test_what_the_readme_links_to_exists():
