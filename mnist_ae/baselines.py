@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import TqdmWarning, tqdm
+from tqdm import TqdmWarning
 
-from mnist_ae import models
+from mnist_ae import models, train
 
 
 def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +78,7 @@ def supervised(
         model = models.PostAutoencoder()
     optimizer = torch.optim.Adam(model.encoder.parameters(), lr=1e-3, fused=True)
     order = torch.Generator().manual_seed(seed)
-    with tqdm(total=epochs * len(images), unit=" images", mininterval=2, disable=not progress) as bar:
+    with train.progress_bar(epochs * len(images), progress) as bar:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(64):
                 codes = model.encoder(model.normalise(images[batch]))

@@ -92,8 +92,8 @@ def neighbour_purity(codes: ArrayLike, labels: ArrayLike) -> float:
 def planes(codes: ArrayLike, seed: int = 0) -> dict[str, np.ndarray]:
     """Codes [N, 10], N > 15, laid out in the plane: {"PCA": float [N, 2], "UMAP": float [N, 2]}.
 
-    UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the codes' square roots: their distance is Hellinger's,
-    which is made for probabilities. The same seed gives the same picture on the same machine.
+    UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the square roots of the codes: their distance is
+    Hellinger's, made for probabilities. The same seed gives the same picture on the same machine.
 
     >>> {name: points.shape for name, points in planes(np.random.default_rng(0).dirichlet(np.ones(10), 50)).items()}
     {'PCA': (50, 2), 'UMAP': (50, 2)}

@@ -108,12 +108,13 @@ def fit(
 
 
 def progress_bar(images: int, shown: bool) -> tqdm:
-    """A bar of so many images, each counted as often as it is seen.
+    """A bar of so many images, each counted as often as it is seen; TQDM_DISABLE=1 in the environment hides it too.
 
     >>> with progress_bar(100, shown=False) as bar:
     ...     bar.update(64)
     """
-    return tqdm(total=images, unit=" images", mininterval=2, disable=not shown)
+    hidden = {} if shown else {"disable": True}
+    return tqdm(total=images, unit=" images", mininterval=2, **hidden)
 
 
 def minimise(

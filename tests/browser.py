@@ -203,7 +203,7 @@ def pick_an_image(page):
 
 def test_02_runs_and_its_sliders_draw(opened, screenshots):
     page = opened("02_inspect_codes.ipynb")
-    assert page.locator(".jp-RenderedImage img").first.is_visible(), "stored outputs show before anything runs"
+    page.locator(".jp-RenderedImage img").first.wait_for(timeout=60_000)  # stored outputs show before anything runs
     page.screenshot(path=screenshots / "02_opened.png")
     run_all(page)
     assert errors(page) == []

@@ -102,11 +102,11 @@ def test_stored_notebooks_were_executed_and_make_checked_claims(path):
     assert len(claims) >= 4
     assert claims == [line for line in claims if ": " in line], "each says what it claims"
 
-    text = path.read_text()
+    text = re.sub(r'"image/png": ".*"', "", path.read_text())
     assert not re.search(r"/(?:home|root|Users|tmp|work|private|var)/", text), "an absolute path in a stored output"
     assert "raises-exception" not in text, "passes nbval and fails papermill: catch the error in the cell"
     assert not re.search(r"^\s*(?:def|class) ", "\n".join(cell.source for cell in cells), re.M), "belongs in mnist_ae"
-    assert set(json.loads(text)["metadata"]) == {"kernelspec"}, "run `make refresh`"
+    assert set(json.loads(path.read_text())["metadata"]) == {"kernelspec"}, "run `make refresh`"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -117,7 +117,7 @@ def test_a_refresh_leaves_nothing_that_differs_from_one_to_the_next(path):
         f"{path.stem[:2]}-{number:02d}" for number in range(len(notebook["cells"]))
     ], "no random ids"
     assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
-    text = path.read_text()
+    text = re.sub(r'"image/png": ".*"', "", path.read_text())
     for trace in ("images/s", "it/s", "widget-view", "widget-state", "\\r", "papermill", "0x7f"):
         assert trace not in text, trace
     for cell in code_cells(path):
