@@ -74,6 +74,15 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
     assert bench.machine()
 
 
+def test_memory_is_that_of_the_run_and_not_of_the_benchmark_around_it():
+    before = bench.peak_megabytes()
+    block = torch.ones(300_000_000)  # 1.2 GB here; what the child needs is less
+    here = bench.peak_megabytes()
+    [run] = bench.growth("digits", (64,), repeats=1)
+    assert here - before > 600
+    assert run["peak_megabytes"] < here - 0.5 * block.numel() * 4e-6
+
+
 def test_turns_are_taken_and_the_median_is_of_those_that_count():
     calls = []
 
