@@ -1,6 +1,6 @@
 # `make` alone prints the tasks. Every task first creates .venv with the pinned dependencies, unless another Python is
 # named, as with conda: make run-notebooks PYTHON=python
-DATASET ?= auto#    auto, MNIST, FashionMNIST, KMNIST or digits
+DATASET ?= auto#    auto, MNIST, FashionMNIST, KMNIST, digits, or a folder of your own
 EPOCHS  ?= 20#      1 to 10,000
 SEED    ?= 0#       a whole number
 DEVICE  ?= auto#    auto, cpu, cuda or mps

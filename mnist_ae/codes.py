@@ -76,33 +76,39 @@ def neighbours(codes: ArrayLike, index: int, count: int) -> np.ndarray:
     return order[order != index][:count]
 
 
-def neighbour_purity(codes: ArrayLike, labels: ArrayLike) -> float:
-    """The share, 0 to 1, of codes [N, 10] whose nearest other code (Euclidean) has the same label, of [N].
+def nearest_agrees(codes: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """Whether the nearest other code (Euclidean) of each of [N, 10], N > 1, has the same label, of [N]: bool [N].
 
-    >>> neighbour_purity([[0], [1], [5], [7]], [3, 3, 3, 8])
-    0.5
+    >>> nearest_agrees([[0], [1], [5], [7]], [3, 3, 3, 8])
+    array([ True,  True, False, False])
     """
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
     labels = np.asarray(labels)
     nearest = NearestNeighbors(n_neighbors=1).fit(np.asarray(codes)).kneighbors(return_distance=False)[:, 0]
-    return float((labels[nearest] == labels).mean())
+    return labels[nearest] == labels
 
 
 def planes(codes: ArrayLike, seed: int = 0) -> dict[str, np.ndarray]:
-    """Codes [N, 10], N > 15, laid out in the plane: {"PCA": float [N, 2], "UMAP": float [N, 2]}.
+    """Codes [N, 10] laid out in the plane: {"PCA": float [N, 2], "UMAP": float [N, 2]}.
 
     UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the square roots of the codes: their distance is
-    Hellinger's, made for probabilities. The same seed gives the same picture on the same machine.
+    Hellinger's, made for probabilities. The same seed gives the same picture on the same machine. ValueError for less
+    than 17 codes, and for negative ones.
 
     >>> {name: points.shape for name, points in planes(np.random.default_rng(0).dirichlet(np.ones(10), 50)).items()}
     {'PCA': (50, 2), 'UMAP': (50, 2)}
     """
     from sklearn.decomposition import PCA
 
+    codes = np.asarray(codes)
+    if len(codes) < 17 or (codes < 0).any():
+        raise ValueError(
+            f"codes must be at least 17 and not negative, got {len(codes)} from {codes.min(initial=0):.3g}"
+        )
     with warnings.catch_warnings():  # of umap's import, and of its one thread, which the seed needs
         warnings.simplefilter("ignore")
         from umap import UMAP
 
         umap = UMAP(n_neighbors=15, init="pca", random_state=seed, n_jobs=1).fit_transform(np.sqrt(codes))
-    return {"PCA": PCA(2, random_state=seed).fit_transform(np.asarray(codes)), "UMAP": umap}
+    return {"PCA": PCA(2, random_state=seed).fit_transform(codes), "UMAP": umap}

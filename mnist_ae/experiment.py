@@ -191,9 +191,10 @@ def load(recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, *, de
     """
     found = _finished(recipe, Path(out_dir), _identity(recipe, seed, digits, train.pick_device(device).type))
     if found is None:
+        notebook = "05_ten_digits" if recipe == TEN_DIGITS else "01_train"
         raise RunNotFound(
             f"no finished run {Path(out_dir).name} of this code and data: "
-            "run notebook 01_train with the same parameters first, or `make run-notebooks`, which runs all in order"
+            f"run notebook {notebook} with the same parameters first, or `make run-notebooks`, which runs all in order"
         )
     return found
 
@@ -283,7 +284,7 @@ def sweep(
     executor: Executor | None = None,
     *,
     dataset: str = "auto",
-    table: str = "seeds",
+    table: str = "sweep",
     device: str = "auto",
 ) -> pd.DataFrame:
     """Run each recipe with each seed, one thread each, on the workers of `executor`; one row a run.
@@ -339,7 +340,7 @@ def workers() -> Iterator[Executor]:
 
 
 def read_table(table: str, dataset: str) -> pd.DataFrame:
-    """What `make sweep` ("seeds") or `make ladder` ("ladder") has left for a data set; empty where it never ran.
+    """What `sweep` has left in this table for a data set ("ten_digits", "seeds" and "ladder" by make); else empty.
 
     >>> read_table("never made", "MNIST").empty
     True

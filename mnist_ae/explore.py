@@ -1,6 +1,8 @@
 """Try a trained autoencoder by hand, in JupyterLab: sliders, test images, the mouse, a walk between two digits.
 
-Each function returns a widget that needs a live kernel; the notebooks show a figure of the same beside it.
+Each function returns a widget that needs a live kernel; the notebooks show a figure of the same beside it. `names` are
+ten, one a neuron. Drawings are shown as the decoder makes them, cut off at 0 (white) and 1 (black): the post's network
+draws in its normalised units, darker than the image.
 """
 
 import io
@@ -15,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from mnist_ae import codes, train
+from mnist_ae import codes, plots, train
 from mnist_ae.data import Digits
 
 CANVAS = 280  # pixels, ten for each one of an MNIST image
@@ -67,33 +69,37 @@ def like_mnist(strokes: Sequence[Sequence[tuple[float, float]]]) -> Tensor:
 def sliders(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
     """Ten sliders, one a neuron, from 0 to 1, and what the decoder draws for this code as they move.
 
-    names: of the ten neurons. The buttons below make the code one-hot.
+    The button below a slider makes the code one-hot. A softmax sums to 1; the sliders may go where no code is, and the
+    sum tells.
 
     >>> from mnist_ae import models
     >>> widget = sliders(models.PostAutoencoder(), [f"neuron {k}" for k in range(10)])
     """
-    drawing = widgets.Image(width=280, height=280)
+    drawing, total = widgets.Image(width=280, height=280), widgets.Label()
     ten = [_vertical(widgets.FloatSlider, name, max=1.0, step=0.01, readout_format=".2f") for name in names]
-    alone = widgets.ToggleButtons(options=[(name, k) for k, name in enumerate(names)], description="alone:")
-    alone.style.button_width = "52px"
+    alone = [widgets.Button(description="alone", layout={"width": "52px", "margin": "2px 0"}) for _ in names]
 
     def draw(_: object = None) -> None:
         code = torch.tensor([[slider.value for slider in ten]])
         drawing.value = png(train.decode(model, code)[0, 0], 280)
+        total.value = f"sum {code.sum():.2f}, of a code 1"
 
-    def one_hot(_: object = None) -> None:
-        for k, slider in enumerate(ten):
-            slider.value = float(k == alone.value)
+    def one_hot(button: widgets.Button) -> None:
+        for slider, other in zip(ten, alone, strict=True):
+            slider.value = float(other is button)
 
-    for slider in ten:
+    for slider, button in zip(ten, alone, strict=True):
         slider.observe(draw, "value")
-    alone.observe(one_hot, "value")
-    one_hot()
-    return widgets.VBox([widgets.HBox([drawing, *ten]), alone])
+        button.on_click(one_hot)
+    one_hot(alone[0])
+    columns = [widgets.VBox(pair, layout={"overflow": "visible"}) for pair in zip(ten, alone, strict=True)]
+    return widgets.HBox([widgets.VBox([drawing, total]), *columns])
 
 
 def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Widget:
     """Pick one of the test images: its ten activations, what the decoder draws, and its neighbours in code space.
+
+    ValueError if there are not more than eight test images.
 
     >>> from mnist_ae import data, models
     >>> widget = images(models.PostAutoencoder(), data.load("digits"), [f"neuron {k}" for k in range(10)])
@@ -128,7 +134,7 @@ def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Wi
 
 
 def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
-    """Draw a digit with the mouse, and watch which neuron fires.
+    """Draw a digit with the mouse, and watch which neuron fires; it is read as `like_mnist` prepares it.
 
     >>> from mnist_ae import models
     >>> widget = paint(models.TenNeurons(holes=True), [f"neuron {k}" for k in range(10)])
@@ -151,7 +157,7 @@ def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
         image = like_mnist(strokes)
         code = train.encode(model, image)
         seen.value, drawn.value = png(image[0, 0] / 255), png(train.decode(model, code)[0, 0])
-        show(code[0])
+        show(code[0] if strokes else torch.zeros(10))
         answered = time.monotonic()
 
     def begin(x: float, y: float) -> None:
@@ -186,35 +192,43 @@ def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
 def walk(model: nn.Module, digits: Digits, first: int, last: int) -> widgets.Widget:
     """Walk in a straight line from the code of one test image to that of another, and see what the decoder draws.
 
+    first, last: places of the two in the test set, from 0; cut off at its ends.
+
     >>> from mnist_ae import data, models
     >>> widget = walk(models.PostAutoencoder(), data.load("digits"), first=0, last=1)
     """
     ends = [widgets.BoundedIntText(value=i, max=len(digits.test_images) - 1) for i in (first, last)]
-    pictures = [widgets.Image(width=140, height=140) for _ in range(3)]
+    shown, drawing = [widgets.Image(width=140, height=140) for _ in ends], widgets.Image(width=140, height=140)
     way = widgets.FloatSlider(max=1.0, step=0.01, description="way", layout={"width": "420px"})
+    both = torch.empty(0)
+
+    def choose(_: object = None) -> None:
+        nonlocal both
+        pair = digits.test_images[[end.value for end in ends]]
+        both = train.encode(model, pair)
+        for picture, image in zip(shown, pair[:, 0] / 255, strict=True):
+            picture.value = png(image)
+        step()
 
     def step(_: object = None) -> None:
-        pair = digits.test_images[[end.value for end in ends]]
-        code = torch.lerp(*train.encode(model, pair), way.value)
-        drawing = train.decode(model, code[None])[0, 0]
-        for picture, image in zip(pictures, (pair[0, 0] / 255, drawing, pair[1, 0] / 255), strict=True):
-            picture.value = png(image)
+        drawing.value = png(train.decode(model, torch.lerp(*both, way.value)[None])[0, 0])
 
-    for control in (*ends, way):
-        control.observe(step, "value")
-    step()
-    columns = [widgets.VBox([ends[0], pictures[0]]), pictures[1], widgets.VBox([ends[1], pictures[2]])]
+    for end in ends:
+        end.observe(choose, "value")
+    way.observe(step, "value")
+    choose()
+    columns = [widgets.VBox([ends[0], shown[0]]), drawing, widgets.VBox([ends[1], shown[1]])]
     return widgets.VBox([widgets.HBox(columns, layout={"align_items": "flex-end"}), way])
 
 
 def _activations(names: Sequence[str]) -> tuple[widgets.Widget, Callable[[Tensor], None]]:
-    """Ten bars, and the function that sets them to a code [10]; the most active neuron's is orange."""
+    """Ten bars, and the function that sets them to a code [10]: orange the most active neuron's, if one is active."""
     bars = [_vertical(widgets.FloatProgress, name, max=1.0) for name in names]
 
     def show(code: Tensor) -> None:
         for k, bar in enumerate(bars):
             bar.value = float(code[k])
-            bar.style.bar_color = "#DE8F05" if k == int(code.argmax()) else "#0173B2"
+            bar.style.bar_color = plots.ORANGE if k == int(code.argmax()) and code.any() else plots.BLUE
 
     return widgets.HBox(bars), show
 

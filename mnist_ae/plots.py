@@ -174,7 +174,8 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
 def before_after(sides: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> Figure:
     """Two networks side by side, {name: (shares [10, 10], drawings [10, 28, 28])}: what each neuron says and draws.
 
-    shares: rows digits, columns neurons, as `confusion.reorder` gives them; drawings: of the same neurons.
+    shares: rows digits, columns neurons, as `confusion.reorder` gives them, written from 10 % on; drawings: of the same
+    neurons, each on its own grey scale.
 
     >>> before_after({name: (np.eye(10), np.zeros((10, 28, 28))) for name in ("before", "after")}, "title")
     <Figure size 1100x640 with 22 Axes>
@@ -201,8 +202,8 @@ def before_after(sides: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> F
 
 
 def code_map(planes: dict[str, ArrayLike], labels: ArrayLike, images: ArrayLike, title: str) -> Figure:
-    """Codes in the plane: on the left every one as a dot, {name: points [N, 2]}, on the right those of the second plane
-    as thumbnails, as many as there is room for. labels: [N], the digits, which give the colours; images: [N, 28, 28].
+    """Codes in two planes, {name: points [N, 2]}: the first with a dot for each, the second with thumbnails, as many as
+    there is room for. labels: [N], the digits, which give the colours; images: [N, 28, 28], 0 white.
 
     >>> points = np.random.rand(50, 2)
     >>> code_map({"PCA": points, "UMAP": points}, np.arange(50) % 10, np.ones((50, 28, 28)), "title")
@@ -223,13 +224,38 @@ def code_map(planes: dict[str, ArrayLike], labels: ArrayLike, images: ArrayLike,
     order = np.argsort(-((place - place.round()) ** 2).sum(axis=1), kind="stable")  # the nearest is drawn last
     for i in order:
         column, row = 28 * place[i].round().astype(int)
-        tile = 0.4 + 0.6 * np.array(to_rgb(DIGITS[labels[i]]))
-        paper[row : row + 28, column : column + 28] = tile * (1 - images[i][::-1, :, None])
+        paper[row : row + 28, column : column + 28] = np.array(to_rgb(DIGITS[labels[i]])) * (
+            1 - images[i][::-1, :, None]
+        )
     thumbnails.imshow(paper, origin="lower", interpolation="antialiased")
     thumbnails.set(xticks=[], yticks=[], title=f"{second}, an image where there is room for one")
     thumbnails.spines[:].set_visible(False)
     patches = [Rectangle((0, 0), 1, 1, fc=colour) for colour in DIGITS]
     fig.legend(patches, map(str, range(10)), ncols=10, loc="outside lower center", title="digit")
+    fig.suptitle(title)
+    return fig
+
+
+def neighbours(images: ArrayLike, drawings: ArrayLike, codes: ArrayLike, near: ArrayLike, title: str) -> Figure:
+    """A row for each of A images [A, 28, 28]: the image, its drawing [A, 28, 28], its code [A, 10] as bars, and the K
+    images whose codes are nearest [A, K, 28, 28], nearest first. Each picture on its own grey scale.
+
+    >>> neighbours(np.eye(28)[None], np.eye(28)[None], np.eye(10)[:1], np.ones((1, 3, 28, 28)), "title")
+    <Figure size 600x160 with 6 Axes>
+    """
+    codes, count = np.asarray(codes), np.shape(near)[1]
+    fig = Figure(figsize=(3.6 + 0.8 * count, 1 + 0.6 * len(codes)))
+    grid = fig.subplots(len(codes), 3 + count, width_ratios=[1, 1, 2.2, *count * [1]], squeeze=False)
+    for axes, image, drawing, code, others in zip(grid, images, drawings, codes, near, strict=True):
+        for ax, picture in zip((*axes[:2], *axes[3:]), (image, drawing, *others), strict=True):
+            ax.imshow(picture, cmap="gray_r")
+            ax.axis("off")
+        axes[2].bar(range(10), code, color=[ORANGE if k == code.argmax() else BLUE for k in range(10)])
+        axes[2].set(ylim=(0, 1), yticks=[0, 1], xticks=[])
+        axes[2].tick_params(labelsize=8)
+    grid[-1][2].set_xticks(range(10))
+    for ax, heading in zip(grid[0], ("image", "drawing", "activations", *range(1, count + 1)), strict=True):
+        ax.set_title(str(heading), fontsize=9, color="black")
     fig.suptitle(title)
     return fig
 
@@ -281,7 +307,7 @@ def recall(recalls: pd.DataFrame, title: str) -> Figure:
     """
     fig = Figure(figsize=(8.5, 3.8))
     ax = fig.subplots()
-    recalls.plot.bar(ax=ax, color=[BLUE, ORANGE], width=0.75, rot=0)
+    recalls.plot.bar(ax=ax, color=[ORANGE, BLUE], width=0.75, rot=0)
     ax.set(xlabel="digit", ylabel="share recognised", ylim=(0, 1))
     ax.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.13))
     fig.suptitle(title)
@@ -392,7 +418,7 @@ def seeds(
     _draw_levels(ax, levels)
     for place, (epochs, group) in enumerate(table.groupby("epochs")):
         for k, (column, reading) in enumerate(readings.items()):
-            colour, marker = (BLUE, ORANGE)[k], "o*sD"[place % 4]
+            colour, marker = BLUE if column == "one_to_one" else ORANGE, "o*sD"[place % 4]
             x = group["seed"] + 0.14 * k - 0.07 * (len(readings) - 1) + 0.35 * place
             ax.plot(x, group[column], marker, ms=9, color=colour, label=f"{reading}, {epochs} epochs")
     ax.set(xlabel="seed", ylabel="accuracy on the test images", ylim=ylim, xticks=sorted(set(table["seed"])))

@@ -399,6 +399,7 @@ def peak_megabytes() -> float:
 
 def growth(name: str, counts: tuple[int, ...], repeats: int = 3) -> Iterator[dict]:
     """One epoch of the post's loop on more and more images, each in a process of its own: seconds and peak memory."""
+
     def epoch(count: int) -> tuple[float, float]:
         command = [sys.executable, "-c", GROWTH, name, str(count)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])

@@ -31,6 +31,18 @@ def test_correlations_are_numpys_and_nan_where_there_is_no_picture(rng):
     assert np.isnan(codes.correlations(np.full((1, 5, 5), 0.5), averages)).all()
 
 
+def test_the_nearest_code_is_that_of_all_distances(rng):
+    some, labels = rng.dirichlet(np.ones(10), 40), rng.integers(0, 3, 40)
+    apart = scipy.spatial.distance.cdist(some, some) + np.diag(np.full(40, np.inf))
+    np.testing.assert_array_equal(codes.nearest_agrees(some, labels), labels[apart.argmin(axis=1)] == labels)
+
+
+def test_planes_refuse_what_umap_cannot_lay_out():
+    for unfit in (np.ones((16, 10)), -np.ones((50, 10)), np.ones((0, 10))):
+        with pytest.raises(ValueError, match="at least 17 and not negative"):
+            codes.planes(unfit)
+
+
 def test_distances_are_scipys(rng):
     images = rng.random((6, 28, 28))
     theirs = scipy.spatial.distance.cdist(*[images.reshape(6, -1)] * 2) / 28

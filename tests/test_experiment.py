@@ -151,9 +151,9 @@ def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch
     recipe, digits = replace(experiment.POST, epochs=1), data.load("digits")
     experiment.sweep([recipe], [1], dataset="digits")
     experiment.sweep([recipe], range(2), dataset="digits")
-    table = pd.read_csv(tmp_path / "figures" / "digits" / "seeds.csv")
+    table = pd.read_csv(tmp_path / "figures" / "digits" / "sweep.csv")
     assert table["seed"].tolist() == [0, 1]
-    pd.testing.assert_frame_equal(table, experiment.read_table("seeds", "digits"))
+    pd.testing.assert_frame_equal(table, experiment.read_table("sweep", "digits"))
     torch.set_num_threads(1)
     here = run(recipe, 1, digits, tmp_path / "here")
     assert table["one_to_one"][1] == pytest.approx(here.metrics["accuracy"]["one_to_one"], rel=1e-5)

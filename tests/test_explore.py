@@ -3,6 +3,7 @@
 import io
 import statistics
 import time
+from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
@@ -70,16 +71,18 @@ def test_nothing_painted_and_a_single_point():
 def test_sliders_draw_their_code(model):
     widget = explore.sliders(model, NAMES)
     (drawing,), ten = parts(widget, widgets.Image), parts(widget, widgets.FloatSlider)
-    (alone,) = parts(widget, widgets.ToggleButtons)
+    alone, (total,) = parts(widget, widgets.Button), parts(widget, widgets.Label)
     assert [slider.description for slider in ten] == NAMES
     assert [slider.value for slider in ten] == [1] + 9 * [0]
     ten[3].value = 0.5
     code = torch.zeros(1, 10)
     code[0, 0], code[0, 3] = 1, 0.5
     assert np.abs(shrunk(drawing) - train.decode(model, code)[0, 0].numpy()).max() < 0.01
-    alone.value = 7
-    assert [slider.value for slider in ten] == [float(k == 7) for k in range(10)]
-    assert np.abs(shrunk(drawing) - train.decode(model, torch.eye(10)[[7]])[0, 0].numpy()).max() < 0.01
+    assert total.value == "sum 1.50, of a code 1"
+    for k in (7, 0):  # and back to what it began with
+        alone[k].click()
+        assert [slider.value for slider in ten] == [float(j == k) for j in range(10)]
+        assert np.abs(shrunk(drawing) - train.decode(model, torch.eye(10)[[k]])[0, 0].numpy()).max() < 0.01
 
 
 def test_a_picked_image_comes_with_its_activations_drawing_and_neighbours(model, digits):
@@ -110,6 +113,7 @@ def test_what_the_mouse_paints_is_encoded(model):
     (canvas,), (clear,) = parts(widget, explore.Canvas), parts(widget, widgets.Button)
     (seen, _), bars = parts(widget, widgets.Image), parts(widget, widgets.FloatProgress)
     assert not ink(seen).any()
+    assert not any(bar.value for bar in bars), "nothing is painted, nothing fires"
     press(canvas, "mouse_move", 10, 10)
     assert not ink(seen).any(), "the button is up"
     press(canvas, "mouse_down", 100, 60)
@@ -136,10 +140,18 @@ def test_a_walk_begins_and_ends_at_the_codes_of_the_two_images(model, digits):
         assert np.abs(shrunk(drawing) - train.decode(model, code)[0, 0].numpy()).max() < 0.01
     assert np.abs(shrunk(first) - digits.test_images[3, 0].numpy() / 255).max() < 0.01
     assert np.abs(shrunk(last) - digits.test_images[8, 0].numpy() / 255).max() < 0.01
+    parts(widget, widgets.BoundedIntText)[1].value = 5
+    assert np.abs(shrunk(last) - digits.test_images[5, 0].numpy() / 255).max() < 0.01
+    assert (
+        np.abs(shrunk(drawing) - train.decode(model, train.encode(model, digits.test_images[[5]]))[0, 0].numpy()).max()
+        < 0.01
+    )
 
 
 def test_each_answers_within_a_tenth_of_a_second(digits):
     model = ten_digits.born(lambda: models.TenNeurons(holes=True), 0).eval()
+    images, labels = digits.test_images.repeat(30, 1, 1, 1)[:10_000], digits.test_labels.repeat(30)[:10_000]
+    digits = replace(digits, test_images=images, test_labels=labels)  # as many as MNIST has
     sliders, images = explore.sliders(model, NAMES), explore.images(model, digits, NAMES)
     paint, walk = explore.paint(model, NAMES), explore.walk(model, digits, 0, 1)
     (canvas,) = parts(paint, explore.Canvas)

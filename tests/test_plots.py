@@ -36,6 +36,9 @@ def draw_all():
         "matrices": plots.matrices(
             {"counts": published.MATRIX, "shares": shares}, "title", {"counts": "abcdefghij", "shares": range(10)}
         ),
+        "before_after": plots.before_after({name: (shares, images) for name in ("before", "after")}, "title"),
+        "code_map": plots.code_map({"a": codes[:10, :2], "b": codes[:10, 2:4]}, range(10), images, "title"),
+        "neighbours": plots.neighbours(images, images, codes[:10], np.stack([images[:3]] * 10), "title"),
         "activations": plots.activations(codes, "title"),
         "one_hotness": plots.one_hotness(codes, np.ones(100), "title"),
         "recall": plots.recall(pd.DataFrame({"one": rng.random(10), "two": rng.random(10)}), "title"),

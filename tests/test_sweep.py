@@ -41,7 +41,7 @@ def test_any_executor_gives_the_same_rows(tmp_path, monkeypatch):
         torch.set_num_threads(2)
         rows = experiment.sweep([RECIPE], range(3), executor, dataset="digits")
         assert torch.get_num_threads() == 2
-        pd.testing.assert_frame_equal(rows.reset_index(drop=True), experiment.read_table("seeds", "digits"), rtol=1e-5)
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), experiment.read_table("sweep", "digits"), rtol=1e-5)
         tables.append(without_seconds(rows))
     assert tables[0]["seed"].tolist() == [0, 1, 2]
     assert tables[0]["threads"].tolist() == [1, 1, 1]
@@ -55,7 +55,7 @@ def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path, mo
     later = [replace(RECIPE, epochs=epochs) for epochs in (20, 3)]  # the first begins before the fault is heard of
     with ThreadPoolExecutor(1) as executor, pytest.raises(FloatingPointError, match="epoch 1"):
         experiment.sweep([RECIPE, explodes, *later], [0], executor, dataset="digits")
-    assert experiment.read_table("seeds", "digits")["recipe"].tolist() == ["post"]
+    assert experiment.read_table("sweep", "digits")["recipe"].tolist() == ["post"]
     assert not list(tmp_path.glob("runs/sweep/post-digits-3-*")), "what had not begun is not begun any more"
 
 
