@@ -142,7 +142,7 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     Counts are written as they are, shares with two decimals (and zero left out). columns: tick labels by heading.
 
     >>> matrices({"identity": np.eye(10)}, "title")
-    <Figure size 660x560 with 2 Axes>
+    <Figure size 550x480 with 2 Axes>
     """
     fig = Figure(figsize=(5.5 * len(panels), 4.8))
     for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
