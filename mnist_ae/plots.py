@@ -254,6 +254,7 @@ def neighbours(images: ArrayLike, drawings: ArrayLike, codes: ArrayLike, near: A
         axes[2].set(ylim=(0, 1), yticks=[0, 1], xticks=[])
         axes[2].tick_params(labelsize=8)
     grid[-1][2].set_xticks(range(10))
+    grid[-1][2].set_xlabel("neuron", fontsize=9)
     for ax, heading in zip(grid[0], ("image", "drawing", "activations", *range(1, count + 1)), strict=True):
         ax.set_title(str(heading), fontsize=9, color="black")
     fig.suptitle(title)
