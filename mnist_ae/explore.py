@@ -77,7 +77,9 @@ def sliders(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
     """
     drawing, total = widgets.Image(width=280, height=280), widgets.Label()
     ten = [_vertical(widgets.FloatSlider, name, max=1.0, step=0.01, readout_format=".2f") for name in names]
-    alone = [widgets.Button(description="alone", layout={"width": "52px", "margin": "2px 0"}) for _ in names]
+    alone = [
+        widgets.Button(description="alone", layout={"width": "52px", "margin": "2px 0", "padding": "0"}) for _ in names
+    ]
 
     def draw(_: object = None) -> None:
         code = torch.tensor([[slider.value for slider in ten]])
@@ -129,8 +131,9 @@ def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Wi
     number.observe(pick, "value")
     another.on_click(pick_another)
     pick()
-    pictures = widgets.VBox([told, widgets.HBox([seen, drawn]), widgets.HTML("nearest codes:"), widgets.HBox(near)])
-    return widgets.VBox([widgets.HBox([number, another]), widgets.HBox([pictures, bars])])
+    pictures = widgets.VBox([told, widgets.HBox([seen, drawn])])
+    picked = widgets.HBox([pictures, bars])
+    return widgets.VBox([widgets.HBox([number, another]), picked, widgets.HTML("nearest codes:"), widgets.HBox(near)])
 
 
 def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:

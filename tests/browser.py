@@ -76,7 +76,7 @@ def serving(command, folder, environment, **options):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options |= {"port": port, "ip": "127.0.0.1", "open_browser": False, "allow_root": True}
-    never = {"news_url": None, "check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
+    never = {"news_url": "", "check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     config = {"ServerApp": options, "IdentityProvider": {"token": ""}, "LabApp": never}
     (folder / "config").mkdir(exist_ok=True)
     (folder / "config" / "jupyter_server_config.json").write_text(json.dumps(config))
@@ -229,7 +229,7 @@ def test_make_lab_opens_the_notebooks_with_the_kernel_of_this_environment(browse
     own = {name: str(tmp_path / name) for name in ("JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_RUNTIME_DIR")}
     with serving(["make", "lab", f"PYTHON={sys.executable}"], tmp_path, os.environ | own) as address:
         page = browser.new_page()
-        page.goto(f"{address}/lab")  # as `make lab` opens it
+        page.goto(address)
         page.locator(".jp-DirListing-item", has_text="01_train.ipynb").wait_for(timeout=60_000)
         page.screenshot(path=screenshots / "make_lab.png")
         page.close()
