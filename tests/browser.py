@@ -136,10 +136,12 @@ def opened(lab, browser):
 
 
 def run_all(page):
-    """Run > Run All Cells, and wait until no cell waits or runs."""
+    """Run > Run All Cells once the kernel is there, and wait until no cell waits or runs."""
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    busy = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(p => p.innerText.includes('[*]'))"
+    busy = """() => document.querySelector(".jp-Notebook-ExecutionIndicator").dataset.status != "idle"
+        || [...document.querySelectorAll(".jp-InputPrompt")].some(p => p.innerText.includes("[*]"))"""
     page.wait_for_function(busy, timeout=60_000)
     deadline = time.monotonic() + CELLS_TIMEOUT
     quiet = 0
