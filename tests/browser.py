@@ -126,7 +126,7 @@ def opened(lab, browser):
         pages.append(page)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(f"{lab}/lab/tree/{name}")
+        page.goto(f"{lab}/lab/workspaces/{name[:2]}/tree/{name}")  # of its own: else the other notebook opens, too
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
         return page
 
