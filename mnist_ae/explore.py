@@ -159,7 +159,8 @@ def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
         nonlocal answered
         image = like_mnist(strokes)
         code = train.encode(model, image)
-        seen.value, drawn.value = png(image[0, 0] / 255), png(train.decode(model, code)[0, 0])
+        seen.value = png(image[0, 0] / 255)
+        drawn.value = png(train.decode(model, code)[0, 0]) if strokes else seen.value
         show(code[0] if strokes else torch.zeros(10))
         answered = time.monotonic()
 

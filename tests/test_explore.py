@@ -111,8 +111,9 @@ def press(canvas, event, x=0.0, y=0.0):
 def test_what_the_mouse_paints_is_encoded(model):
     widget = explore.paint(model, NAMES)
     (canvas,), (clear,) = parts(widget, explore.Canvas), parts(widget, widgets.Button)
-    (seen, _), bars = parts(widget, widgets.Image), parts(widget, widgets.FloatProgress)
+    (seen, drawn), bars = parts(widget, widgets.Image), parts(widget, widgets.FloatProgress)
     assert not ink(seen).any()
+    assert not ink(drawn).any()
     assert not any(bar.value for bar in bars), "nothing is painted, nothing fires"
     press(canvas, "mouse_move", 10, 10)
     assert not ink(seen).any(), "the button is up"
