@@ -177,7 +177,15 @@ def pixels(image):
     """What an <img> shows, as text."""
     return image.evaluate(
         """async img => {
-            await img.decode();
+            for (let tries = 0; ; tries++) {
+                try {
+                    await img.decode();
+                    break;
+                } catch (error) {  // a new image took the place of the one that was being read
+                    if (tries == 50) throw error;
+                    await new Promise(done => setTimeout(done, 10));
+                }
+            }
             const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
             canvas.getContext("2d").drawImage(img, 0, 0);
