@@ -14,7 +14,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import pandas as pd
@@ -335,8 +335,18 @@ def workers() -> Iterator[Executor]:
         with Client(address, timeout=SCHEDULER_TIMEOUT) as client:
             yield client.get_executor()
     else:
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_end_with_parent) as pool:
             yield pool
+
+
+def _end_with_parent() -> None:
+    """Of a worker: a parent that is killed cannot tell it to stop, and it would train on and then wait for ever."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def read_table(table: str, dataset: str) -> pd.DataFrame:

@@ -60,13 +60,13 @@ RUNGS = (
         "Fewer runs merge two digits and split a third: one of three, not two. That is too few to be sure.",
     ),
     Rung(
-        TenDigits("student", starts=5 * (Start(),), students=(Student(windows=0.5),)),
-        "+ five short starts, their answers weighed, and a student of the surest that often sees a part",
+        TenDigits("student", starts=4 * (Start(),), students=(Student(windows=0.5),)),
+        "+ four small, short starts, their answers weighed, and a student of the surest that often sees a part",
         "Starts err in styles of digits, or merge two, each start others. The student has no balance to keep.",
     ),
     Rung(
         TEN_DIGITS,
-        "+ three of the starts and all students see holes, and a second student learns from the first",
+        "+ two of the starts and all students see holes, and a second student learns from the first",
         "All plain starts take a 9 with a curled tail for a 3. Those that see what is closed do not.",
     ),
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-ENCODE_BATCH = 1000  # images at a time: enough to keep the cores busy, small beside the data
+ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; of more, memory costs more than it gains
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:

@@ -314,36 +314,6 @@ def parts(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
         yield row("parts of a start", name, len(x) / time_of, "images/s", "the whole step", whole)
 
 
-START = """
-import sys
-import torch
-from mnist_ae import data
-from tests.bench import start_rate
-torch.set_num_threads(int(sys.argv[2]))
-images = data.load(sys.argv[1]).train_images[:12_800]
-start_rate(images)
-print(start_rate(images))
-"""
-
-
-def memory(name: str, repeats: int = REPEATS) -> Iterator[dict]:
-    """A start whose process keeps the memory that it frees, as one can ask of glibc, against one that does not."""
-    asked = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-
-    def rate(kept: bool) -> float:
-        environment = os.environ | (asked if kept else {})
-        command = [sys.executable, "-c", START, name, str(torch.get_num_threads())]
-        return float(
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment
-            ).stdout
-        )
-
-    measured = in_turns({"kept": lambda: rate(True), "given back": lambda: rate(False)}, repeats, warm_up=False)
-    what, against = "dropped: a start, freed memory kept", "given back to the system"
-    yield row("memory", what, measured["kept"], "images/s", against, measured["given back"])
-
-
 # --------------------------------------------------------------------------------------------------- everything around
 
 
@@ -537,9 +507,8 @@ def main() -> None:
         start_up("MNIST"),
         growth("MNIST", (7_500, 15_000, 30_000, 60_000, 240_000)),
         sweeps("MNIST", replace(experiment.POST, epochs=1), seeds=2),
-        sweeps("MNIST", replace(experiment.POST, epochs=10), seeds=2, repeats=1),
+        sweeps("MNIST", replace(experiment.POST, epochs=5), seeds=2, repeats=1),
         rounding(digits, epochs=5, seeds=range(3)),
-        memory("MNIST"),
         label_free(digits, experiment.TEN_DIGITS),
     )
     rows = []

@@ -57,7 +57,6 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
         "growth": bench.growth("digits", (64, 128), repeats=1),
         "recipe": bench.label_free(few, brief, enough=0.05),
         "rounding": bench.rounding(few, epochs=1, seeds=range(1)),
-        "memory": bench.memory("digits", repeats=1),
     }
     rows = []
     for section, lines in sections.items():

@@ -1,6 +1,7 @@
 """Many seeds at once: on processes, on threads, and on a real Dask cluster that loses a worker."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -57,6 +58,19 @@ def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path, mo
         experiment.sweep([RECIPE, explodes, *later], [0], executor, dataset="digits")
     assert experiment.read_table("sweep", "digits")["recipe"].tolist() == ["post"]
     assert not list(tmp_path.glob("runs/sweep/post-digits-3-*")), "what had not begun is not begun any more"
+
+
+def test_a_sweep_that_is_killed_leaves_no_process_behind(tmp_path):
+    command = [sys.executable, "-m", "mnist_ae", "sweep", "--dataset", "digits", "--recipe", "post"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "1000", "--seeds", "2"],
+        env=os.environ | {"MNIST_AE_OUT": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
+    process.kill()
+    process.communicate(timeout=30)  # the pipe ends with the last process that could write to it
 
 
 @pytest.fixture

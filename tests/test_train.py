@@ -171,7 +171,7 @@ def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 10)  # 11 batches, for 300 images
     monkeypatch.setattr(ten_digits, "TRAINED", 0)  # the student has an opinion from its first epoch on
     start, images = ten_digits.Start(holes=True), ten_digits.with_holes(digits.train_images[:300])
-    answers = torch.rand(300, 10).softmax(dim=1).to("cuda")
+    answers = torch.rand(300, 10).softmax(dim=1)
     student = ten_digits.student_loss(ten_digits.Student(windows=0.5, blind=0.5), answers)
     for loss in (start.loss, student):
         bar = Watch(total=11 * ten_digits.BATCH, file=io.StringIO())
