@@ -61,7 +61,7 @@ RUNGS = (
     ),
     Rung(
         TenDigits("student", starts=4 * (Start(),), students=(Student(windows=0.5),)),
-        "+ four small, short starts, their answers weighed, and a student of the surest that often sees a part",
+        "+ four short starts, their answers weighed, and a student of the surest that often sees a part",
         "Starts err in styles of digits, or merge two, each start others. The student has no balance to keep.",
     ),
     Rung(

@@ -1,12 +1,12 @@
 """The recipe that learns ten digits without a label: short starts, their answers weighed together, and students.
 
-1. **Starts.** Four small autoencoders, each from its own first weights, learn for two epochs that a warped image keeps
+1. **Starts.** Four autoencoders, each from its own first weights, learn for two epochs that a warped image keeps
    its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code. Two read the
    image only; two also see its holes, what the strokes enclose. The first take a 9 with a curled tail for a 3, the
    others a 4 with a closed top for a 9: they err, but not together.
 2. **Weigh.** What a start gets wrong is as a rule a whole style of digit: one takes 7s with a bar for 2s, another for
    9s. Such habits can be counted without a label, and then a 2 from the one and a 9 from the other make a 7.
-3. **Students.** A fresh, larger autoencoder learns the surest answers of each neuron, from warped images, and elsewhere
+3. **Students.** A fresh autoencoder learns the surest answers of each neuron, from warped images, and elsewhere
    its own opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What
    it reads from all these sights together are the answers that the next student learns.
 
@@ -76,7 +76,7 @@ class Start:
     post: bool = False
 
     def model(self) -> nn.Module:
-        return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons(self.holes, small=True)
+        return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons(self.holes)
 
     def fit(
         self,
