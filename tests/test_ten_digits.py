@@ -146,6 +146,10 @@ def test_a_student_learns_the_surest_answers_and_elsewhere_its_own_opinion(digit
     assert loss_of(with_a_sure_teacher(2)).item() == pytest.approx(told + drawing, rel=1e-4), "too early"
     assert loss_of(with_a_sure_teacher(3)).item() == pytest.approx(told + opinion + drawing, rel=1e-4)
 
+    loss_of = ten_digits.student_loss(Student(surest=1.0), one_hot(neurons) * certainty[:, None])
+    told = -codes[torch.arange(32), neurons].sum().item() / 32
+    assert loss_of(with_a_sure_teacher(3)).item() == pytest.approx(told + drawing, rel=1e-4), "there is nothing to ask"
+
 
 def test_a_student_that_hides_holes_hides_nothing_else(digits):
     state = torch.get_rng_state()
