@@ -57,12 +57,12 @@ RUNGS = (
     Rung(
         Start("both", epochs=EPOCHS),
         "+ the drawing again: both terms",
-        "Fewer runs merge two digits and split a third: one of three, not two. That is too few to be sure.",
+        "Less than a point on average, but the worst of three seeds with it is better than the best without it.",
     ),
     Rung(
         TenDigits("student", starts=4 * (Start(),), students=(Student(windows=0.5),)),
         "+ four short starts, their answers weighed, and a student of the surest that often sees a part",
-        "Starts err in styles of digits, or merge two, each start others. The student has no balance to keep.",
+        "What one start gets wrong, others know. But what all plain starts get wrong, the student learns, too.",
     ),
     Rung(
         TEN_DIGITS,

@@ -1,14 +1,14 @@
 """The recipe that learns ten digits without a label: short starts, their answers weighed together, and students.
 
-1. **Starts.** Four autoencoders, each from its own first weights, learn for two epochs that a warped image keeps
-   its code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code. Two read the
-   image only; two also see its holes, what the strokes enclose. The first take a 9 with a curled tail for a 3, the
-   others a 4 with a closed top for a 9: they err, but not together.
+1. **Starts.** Four autoencoders, each from its own first weights, learn for two epochs that a warped image keeps its
+   code, that codes are one-hot, that all ten neurons are used, and to draw the image from its code. Two read the image
+   only; two also see its holes, what the strokes enclose. The first take a 9 with a curled tail for a 3, the others a 4
+   with a closed top for a 9: they err, but not together.
 2. **Weigh.** What a start gets wrong is as a rule a whole style of digit: one takes 7s with a bar for 2s, another for
    9s. Such habits can be counted without a label, and then a 2 from the one and a 9 from the other make a 7.
-3. **Students.** A fresh autoencoder learns the surest answers of each neuron, from warped images, and elsewhere
-   its own opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What
-   it reads from all these sights together are the answers that the next student learns.
+3. **Students.** A fresh autoencoder learns the surest answers of each neuron, from warped images, and elsewhere its own
+   opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
+   reads from all these sights together are the answers that the next student learns.
 
 Nothing here ever sees a label.
 """
@@ -55,10 +55,9 @@ class Start:
     decoder draws the image.
 
     reconstruction, information: the weights of those terms; a 0 drops a term. With half of this information, every
-    second start merges two digits; with more, starts decide before they have seen that a curled 9 is no 3.
-    balance: see `losses.mutual_information`. It makes the start: with half of it, some starts merge two digits. It also
-    does harm, since MNIST's digits are not equally frequent: what is too much for one neuron moves to another. That is
-    why students do without it.
+    second start merges two digits. balance: see `losses.mutual_information`. It makes the start: with half of it, too,
+    some starts merge two digits. It also does harm, since MNIST's digits are not equally frequent: what is too much for
+    one neuron moves to another. That is why students do without it.
     warped: False to learn from the images as they are. shear: see `augment.warp`; with 0.3, some starts split the 1s
     into upright and slanted ones. holes: True to see them, if not with each warped image: `blind` is the share without.
     post: True for the post's network, with a target it can reach.
@@ -414,7 +413,7 @@ def student_loss(student: Student, given: Tensor) -> Callable[[Batch], Tensor]:
         told = counts[batch.index]
         answer, known = (augment.to_device(tensor, x.device) for tensor in (answers[batch.index], told))
         if batch.epoch > TRAINED:
-            rest = augment.to_device((~told).nonzero().squeeze(1), x.device)  # to ask of all would take longer
+            rest = augment.to_device((~told).nonzero().squeeze(1), x.device)  # asking about all would take longer
             with torch.no_grad():
                 own, opinion = log_codes(batch.teacher, x[rest]).exp().max(dim=1)
             answer[rest], known[rest] = opinion, own > SURE

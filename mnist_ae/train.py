@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; of more, memory costs more than it gains
+ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; with more, the memory costs time
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:

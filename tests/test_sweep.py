@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import pandas as pd
@@ -67,10 +69,15 @@ def test_a_sweep_that_is_killed_leaves_no_process_behind(tmp_path):
         env=os.environ | {"MNIST_AE_OUT": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
-    wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
-    process.kill()
-    process.communicate(timeout=30)  # the pipe ends with the last process that could write to it
+    try:
+        wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
+        process.kill()
+        process.communicate(timeout=30)  # the pipe ends with the last process that could write to it
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

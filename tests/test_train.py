@@ -173,6 +173,7 @@ def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     start, images = ten_digits.Start(holes=True), ten_digits.with_holes(digits.train_images[:300])
     answers = torch.rand(300, 10).softmax(dim=1)
     student = ten_digits.student_loss(ten_digits.Student(windows=0.5, blind=0.5), answers)
-    for loss in (start.loss, student):
+    told_all = ten_digits.student_loss(ten_digits.Student(surest=1.0), answers)  # it has nothing to ask its teacher
+    for loss in (start.loss, student, told_all):
         bar = Watch(total=11 * ten_digits.BATCH, file=io.StringIO())
         ten_digits.learn(start.model(), images, loss, epochs=1, seed=0, lr=1e-3, bar=bar, device="cuda")
