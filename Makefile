@@ -80,7 +80,7 @@ sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, 
 ladder: $(ENVIRONMENT) ## train every rung of notebook 04 for SEEDS seeds, into figures/ladder.csv
 	$(TASK) ladder $(PARAMETERS) --seeds '$(SEEDS)'
 
-bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 55 minutes)
+bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)
 	$(PYTHON) -m tests.bench --threads '$(THREADS)'
 
 lint: $(ENVIRONMENT) ## ruff
