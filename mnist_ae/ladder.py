@@ -1,4 +1,4 @@
-"""From the post's network to ten digits, one change a rung: what notebook 04 shows and `make ladder` computes."""
+"""From the post's network to ten digits, one idea a rung: what notebook 04 shows and `make ladder` computes."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ RUNGS = (
     ),
     Rung(
         Start("convolutions", epochs=EPOCHS, information=0, warped=False),
-        "+ an encoder with strides and batch normalisation",
+        "+ an encoder with strides and batch normalisation, a small decoder",
         "It could tell the digits apart, were it asked to.",
     ),
     Rung(
@@ -62,7 +62,7 @@ RUNGS = (
     Rung(
         TenDigits("student", starts=4 * (Start(),), students=(Student(windows=0.5),)),
         "+ four short starts, their answers weighed, and a student of the surest that often sees a part",
-        "What one start gets wrong, others know. But what all plain starts get wrong, the student learns, too.",
+        "One start knows what another gets wrong; what all get wrong, it learns: no gain over one longer start.",
     ),
     Rung(
         TEN_DIGITS,

@@ -347,7 +347,7 @@ def accuracies(table: pd.DataFrame, title: str) -> Figure:
     bars = ax.barh(table.index, table["accuracy"], color=table["colour"])
     ax.bar_label(bars, [f" {100 * x:.1f} %" for x in table["accuracy"]])
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy on the test images", xlim=(0, 1.1))
+    ax.set(xlabel="accuracy", xlim=(0, 1.1))
     fig.suptitle(title)
     return fig
 
@@ -370,7 +370,7 @@ def ladder(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
     ax.hlines(height, table["worst"], table["best"], color=BLUE, alpha=0.45, lw=5)
     ax.plot(table["mean"], height, "o", color=BLUE, ms=8)
     for y, mean in zip(height, table["mean"], strict=True):
-        ax.annotate(f"{100 * mean:.1f} %", (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        ax.annotate(f"{100 * mean:.2f} %", (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
     ax.set_yticks(height, table.index)
     ax.set(xlabel="test accuracy (dot: mean, bar: worst to best seed)", xlim=(0, 1.04))
     ax.set_ylim(-0.6, len(table) - 0.3)

@@ -7,8 +7,8 @@
 2. **Weigh.** What a start gets wrong is as a rule a whole style of digit: one takes 7s with a bar for 2s, another for
    9s. Such habits can be counted without a label, and then a 2 from the one and a 9 from the other make a 7.
 3. **Students.** A fresh autoencoder learns the surest answers of each neuron, from warped images, and elsewhere its own
-   opinion, once it is sure. Often it sees only a band of the image, or no holes: each part must be enough. What it
-   reads from all these sights together are the answers that the next student learns.
+   opinion, once it is sure. Often it does not see the holes, the first one often sees only a band of the image: each
+   part must be enough. What it reads from all these sights together are the answers that the next student learns.
 
 Nothing here ever sees a label.
 """
@@ -59,7 +59,7 @@ class Start:
     some starts merge two digits. It also does harm, since MNIST's digits are not equally frequent: what is too much for
     one neuron moves to another. That is why students do without it.
     warped: False to learn from the images as they are. shear: see `augment.warp`; with 0.3, some starts split the 1s
-    into upright and slanted ones. holes: True to see them, if not with each warped image: `blind` is the share without.
+    into upright and slanted ones. holes: True to see them, but in the share `blind` of the warped images.
     post: True for the post's network, with a target it can reach.
     """
 
@@ -125,9 +125,9 @@ class Student:
     """How one student learns.
 
     epochs: over all images. surest: the share of each neuron's answers that count; it has to leave out the rare styles
-    that most starts get wrong (a 9 with a curled tail), and to leave in those that most get right (a 7 with a bar).
-    Elsewhere the student's own opinion counts, where it is above SURE. windows: the share of images of which it sees a
-    band only. blind: the share whose holes it does not see.
+    that the plain starts get wrong (a 9 with a curled tail), and to leave in those that most starts get right (a 7 with
+    a bar). Elsewhere the student's own opinion counts, where it is above SURE. windows: the share of images of which it
+    sees a band only. blind: the share whose holes it does not see.
     """
 
     epochs: int = 6
