@@ -3,8 +3,6 @@
 `supervised` is the one function of the project that updates weights with labels: it is the ceiling, not a method.
 """
 
-import warnings
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -12,9 +10,8 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import TqdmWarning
 
-from mnist_ae import models, train
+from mnist_ae import codes, data, models, train
 
 
 def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +25,7 @@ def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tup
     [(1437, 10), (360, 10)]
     """
     model = KMeans(n_clusters=10, n_init=1, random_state=seed)
-    flat = [models.pixels(images).flatten(1).numpy() for images in (train_images, test_images)]
+    flat = [models.pixels(data.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
     model.fit(flat[0])
     return tuple(np.eye(10)[model.predict(images)] for images in flat)
 
@@ -48,15 +45,11 @@ def mixture_clusters(
     """
     if reduction not in ("pca", "umap"):
         raise ValueError(f"reduction must be pca or umap, got {reduction!r}")
-    flat = [models.pixels(images).flatten(1).numpy() for images in (train_images, test_images)]
+    flat = [models.pixels(data.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
     if reduction == "pca":
         reduce = PCA(50, random_state=seed)
     else:
-        with warnings.catch_warnings():  # its import takes seconds, and asks for the bars of a notebook
-            warnings.simplefilter("ignore", TqdmWarning)
-            from umap import UMAP
-
-        reduce = UMAP(n_components=10, n_neighbors=15, min_dist=0, random_state=seed, n_jobs=1)
+        reduce = codes.umap(n_components=10, n_neighbors=15, min_dist=0, random_state=seed)
     learnt = reduce.fit_transform(flat[0])
     model = GaussianMixture(10, n_init=3, reg_covar=1e-4, random_state=seed).fit(learnt)
     return tuple(np.eye(10)[model.predict(points)] for points in (learnt, reduce.transform(flat[1])))
@@ -76,13 +69,14 @@ def supervised(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.PostAutoencoder()
+    images, labels = data.as_images(images), torch.from_numpy(data.as_labels(labels))
     optimizer = torch.optim.Adam(model.encoder.parameters(), lr=1e-3, fused=True)
     order = torch.Generator().manual_seed(seed)
     with train.progress_bar(epochs * len(images), progress) as bar:
         for _ in range(epochs):
             for batch in torch.randperm(len(images), generator=order).split(64):
-                codes = model.encoder(model.normalise(images[batch]))
-                loss = F.nll_loss(codes.clamp_min(1e-12).log(), labels[batch])
+                code = model.encoder(model.normalise(images[batch]))
+                loss = F.nll_loss(code.clamp_min(1e-12).log(), labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

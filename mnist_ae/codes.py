@@ -1,9 +1,12 @@
 """What codes and drawings look like: how near to one-hot, and how like an average digit."""
 
+import os
 import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from mnist_ae import data, files
 
 
 def entropy(codes: ArrayLike) -> np.ndarray:
@@ -26,7 +29,7 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> np.ndarray:
     >>> group_means([[0.0], [2.0], [5.0]], [1, 1, 9])[[0, 1, 9]].ravel()
     array([nan,  1.,  5.])
     """
-    values, groups = np.asarray(values), np.asarray(groups)
+    values, groups = np.asarray(values), data.as_labels(groups, "groups")
     means = np.full((10, *values.shape[1:]), np.nan)
     for group in np.unique(groups):
         means[group] = values[groups == group].mean(axis=0, dtype=np.float64)
@@ -84,7 +87,7 @@ def nearest_agrees(codes: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
-    labels = np.asarray(labels)
+    labels = data.as_labels(labels)
     nearest = NearestNeighbors(n_neighbors=1).fit(np.asarray(codes)).kneighbors(return_distance=False)[:, 0]
     return labels[nearest] == labels
 
@@ -106,9 +109,26 @@ def planes(codes: ArrayLike, seed: int = 0) -> dict[str, np.ndarray]:
         raise ValueError(
             f"codes must be at least 17 and not negative, got {len(codes)} from {codes.min(initial=0):.3g}"
         )
-    with warnings.catch_warnings():  # of umap's import, and of its one thread, which the seed needs
-        warnings.simplefilter("ignore")
-        from umap import UMAP
+    points = umap(n_neighbors=15, init="pca", random_state=seed).fit_transform(np.sqrt(codes))
+    return {"PCA": PCA(2, random_state=seed).fit_transform(codes), "UMAP": points}
 
-        umap = UMAP(n_neighbors=15, init="pca", random_state=seed, n_jobs=1).fit_transform(np.sqrt(codes))
-    return {"PCA": PCA(2, random_state=seed).fit_transform(codes), "UMAP": umap}
+
+def umap(**options: object) -> object:
+    """A UMAP of umap-learn with these options, and with one thread, so that a seed is a result.
+
+    What it compiles is kept in `runs/` where neither its own folder nor the home folder can be written to.
+
+    >>> umap(n_components=10).n_components
+    10
+    """
+    with warnings.catch_warnings():  # its import takes seconds, and asks for the bars of a notebook
+        warnings.simplefilter("ignore")
+        try:
+            from umap import UMAP
+        except RuntimeError:  # numba: "cannot cache function: no locator available"
+            os.environ["NUMBA_CACHE_DIR"] = str(files.runs_folder() / "numba")
+            import numba
+
+            numba.core.config.reload_config()
+            from umap import UMAP
+        return UMAP(n_jobs=1, **options)

@@ -8,25 +8,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from mnist_ae import data
+
 
 def confusion_matrix(labels: ArrayLike, codes: ArrayLike) -> np.ndarray:
     """int64 [10, 10]: how many images of digit (row) have that neuron (column) as their most active one.
 
-    labels: integers [N] in 0..9. codes: finite numbers [N, 10]; of equally active neurons the first counts.
-    Raises ValueError for other shapes, labels out of range, or codes that are not finite.
+    labels: as for `data.as_labels`, [N]. codes: finite numbers [N, 10]; of equally active neurons the first counts.
+    Raises ValueError for other shapes, labels that are no digits, or codes that are not finite.
 
     >>> confusion_matrix([7, 7, 2], np.eye(10)[[4, 4, 0]])[[7, 2]][:, [4, 0]]
     array([[2, 0],
            [0, 1]])
     """
-    labels, codes = np.asarray(labels), np.asarray(codes)
+    labels, codes = data.as_labels(labels), np.asarray(codes, dtype=np.float64)
     if codes.ndim != 2 or codes.shape[1] != 10 or labels.shape != codes.shape[:1]:
         raise ValueError(f"labels must be [N] and codes [N, 10], got {labels.shape} and {codes.shape}")
-    if labels.size and (labels.min() < 0 or labels.max() > 9):
-        raise ValueError(f"labels must be 0 to 9, got {labels.min()} to {labels.max()}")
     if not np.isfinite(codes).all():
         raise ValueError("codes hold NaN or infinity: the most active neuron is not defined")
-    return np.bincount(10 * labels.astype(np.int64) + codes.argmax(axis=1), minlength=100).reshape(10, 10)
+    return np.bincount(10 * labels + codes.argmax(axis=1), minlength=100).reshape(10, 10)
 
 
 def majority_mapping(matrix: ArrayLike) -> np.ndarray:
@@ -59,7 +59,7 @@ def accuracy(matrix: ArrayLike, mapping: ArrayLike) -> float:
     matrix = _checked(matrix)
     if matrix.sum() == 0:
         raise ValueError("the matrix holds no images: its accuracy is not defined")
-    return float(matrix[np.asarray(mapping), np.arange(10)].sum() / matrix.sum())
+    return float(matrix[_digits(mapping), np.arange(10)].sum() / matrix.sum())
 
 
 def reorder(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
@@ -71,7 +71,7 @@ def reorder(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
     True
     """
     matrix = _checked(matrix)
-    return row_normalise(matrix[:, np.argsort(mapping, kind="stable")])
+    return row_normalise(matrix[:, np.argsort(_digits(mapping), kind="stable")])
 
 
 def row_normalise(matrix: ArrayLike) -> np.ndarray:
@@ -91,7 +91,7 @@ def recall(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
     >>> recall(np.eye(10), [0, 0, 2, 3, 4, 5, 6, 7, 8, 9])  # no neuron is mapped to digit 1
     array([1., 0., 1., 1., 1., 1., 1., 1., 1., 1.])
     """
-    shares, mapping = row_normalise(_checked(matrix)), np.asarray(mapping)
+    shares, mapping = row_normalise(_checked(matrix)), _digits(mapping)
     return np.array([shares[digit, mapping == digit].sum() for digit in range(10)])
 
 
@@ -132,6 +132,13 @@ def scores(train_matrix: ArrayLike, test_matrix: ArrayLike) -> dict[str, float]:
 
 def _checked(matrix: ArrayLike) -> np.ndarray:
     matrix = np.asarray(matrix)
-    if matrix.shape != (10, 10) or (matrix < 0).any():
-        raise ValueError(f"the matrix must be [10, 10] counts, got shape {matrix.shape}")
+    if matrix.shape != (10, 10) or not ((matrix >= 0) & np.isfinite(matrix)).all():
+        raise ValueError(f"the matrix must be [10, 10] counts, got shape {matrix.shape}, or some are negative or NaN")
     return matrix
+
+
+def _digits(mapping: ArrayLike) -> np.ndarray:
+    mapping = data.as_labels(mapping, "a mapping's digits")
+    if len(mapping) != 10:
+        raise ValueError(f"a mapping must have a digit for each of 10 neurons, got {len(mapping)}")
+    return mapping

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +40,10 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+# The third byte of an IDX file.
+KINDS = {8: "unsigned bytes", 9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers"}
+KINDS |= {13: "32-bit floats", 14: "64-bit floats"}
+LEAST = {"train": 128, "test": 20}  # images: one batch of the label-free recipe; what the maps and rows of images need
 SUMS = "sha256sums"  # beside the files of a download; `sha256sum -c` reads it too
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer; a network that swallows packets must not hang a first run
 ABANDONED = 24 * 3600  # seconds, after which a download is not that of a process at work beside this one
@@ -52,9 +57,55 @@ class DataUnavailable(DataError):
     """A data set that is neither on disk nor downloadable."""
 
 
+def as_images(images: ArrayLike) -> Tensor:
+    """Images of NumPy or torch, [N, 28, 28] or [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> [N, 1, 28, 28].
+
+    Background is dark, ink is bright: warns where the border of most images is bright. ValueError for other shapes and
+    types.
+
+    >>> as_images(np.zeros((3, 28, 28))).shape
+    torch.Size([3, 1, 28, 28])
+    """
+    if not isinstance(images, Tensor):
+        array = np.array(images)  # a copy: torch takes no reversed and no read-only array
+        if array.dtype != np.uint8 and array.dtype.kind != "f":
+            raise ValueError(f"images must be uint8 in 0..255 or floating in [0, 1], got {array.dtype}")
+        images = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    shape = list(images.shape)
+    images = images[:, None] if images.ndim == 3 else images
+    if images.shape[1:] != (1, 28, 28):
+        raise ValueError(f"images must be grey and of 28 x 28 pixels, [N, 28, 28] or [N, 1, 28, 28], got {shape}")
+    border = torch.cat([images[:, 0, [0, -1]].flatten(1), images[:, 0, :, [0, -1]].flatten(1)], dim=1).float().mean(1)
+    if len(images) and border.median() > 0.6 * (255 if images.dtype == torch.uint8 else 1):
+        warnings.warn("most images have a bright border: ink must be bright on dark, invert what is not", stacklevel=3)
+    return images
+
+
+def as_labels(labels: ArrayLike, name: str = "labels") -> np.ndarray:
+    """Whole numbers from 0 to 9 of any type, 3.0 included -> int64 [N]; ValueError, with `name`, for anything else.
+
+    >>> as_labels([3.0, 7])
+    array([3, 7])
+    """
+    try:
+        values = np.asarray(labels)
+        numbers = values.astype(np.float64 if values.dtype.kind in "iufO" else "no number")
+    except (TypeError, ValueError) as error:  # text, a missing value of pandas
+        raise ValueError(f"{name} must be whole numbers from 0 to 9, got {values.dtype}") from error
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} must be [N], got {list(numbers.shape)}")
+    wrong = np.flatnonzero(~((numbers >= 0) & (numbers <= 9) & (numbers == np.floor(numbers))))  # NaN is wrong, too
+    if len(wrong):
+        raise ValueError(f"{name} must be whole numbers from 0 to 9, got {numbers[wrong[0]]:g} at place {wrong[0]}")
+    return numbers.astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Digits:
-    """A data set. images: uint8 [N, 1, 28, 28], 0 background to 255 ink; labels: int64 [N], 0 to 9."""
+    """A data set. images: uint8 [N, 1, 28, 28], 0 background to 255 ink; labels: int64 [N], 0 to 9.
+
+    Made from what `as_images` and `as_labels` take. ValueError for what cannot be learned from or scored.
+    """
 
     name: str
     train_images: Tensor
@@ -63,19 +114,20 @@ class Digits:
     test_labels: Tensor
 
     def __post_init__(self) -> None:
-        """ValueError for what cannot be learned from or scored."""
         for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            if images.shape[1:] != (1, 28, 28) or images.dtype != torch.uint8:
-                raise ValueError(f"{part}_images must be uint8 [N, 1, 28, 28], got {images.dtype} {list(images.shape)}")
-            if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-                raise ValueError(
-                    f"{part}_labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}"
-                )
+            labels = torch.from_numpy(as_labels(getattr(self, f"{part}_labels"), f"{part}_labels"))
+            try:
+                images = as_images(getattr(self, f"{part}_images"))
+            except ValueError as error:
+                raise ValueError(f"{part}_{error}") from error
+            if images.dtype != torch.uint8:
+                raise ValueError(f"{part}_images must be uint8, 0 to 255, got {images.dtype}")
             if len(images) == 0:
                 raise ValueError(f"{part}_images is empty")
-            if labels.min() < 0 or labels.max() > 9:
-                raise ValueError(f"{part}_labels must be 0 to 9, got {labels.min()} to {labels.max()}")
+            if len(images) != len(labels):
+                raise ValueError(f"{part}_labels must be one an image, {len(images)}, got {len(labels)}")
+            object.__setattr__(self, f"{part}_images", images)
+            object.__setattr__(self, f"{part}_labels", labels)
 
     @cached_property
     def checksum(self) -> str:
@@ -94,17 +146,20 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
         your own: a folder beside MNIST's with the same four files, of as many images as you like.
     root: the folder that holds (or will hold) NAME/raw/train-images-idx3-ubyte and so on, as torchvision lays it out;
         by default $MNIST_AE_DATA (a relative path counts from the repository, since notebooks run in a subfolder),
-        else `data/` in the repository. Files compressed with gzip (`.gz`) are read as they are.
+        else `data/` in the repository. Other spellings of these names are read, too: see `_place`.
 
     A file that is damaged, or missing beside others, is downloaded again; the damaged one is kept as NAME.damaged.
 
-    Raises ValueError for an unknown name, DataUnavailable where the files are neither on disk nor downloadable, and
-    DataError, never a fallback, for a file that is damaged or missing and cannot be downloaded again.
+    Raises ValueError for an unknown name; DataUnavailable where the files are neither on disk nor downloadable; and
+    DataError, never a fallback, for a file that is damaged or missing and cannot be downloaded again, and for data of
+    your own that lack a digit.
 
     >>> digits = load("digits")
     >>> digits.train_images.shape, digits.test_labels.shape
     (torch.Size([1437, 1, 28, 28]), torch.Size([360]))
     """
+    if not isinstance(name, str):
+        raise ValueError(f"dataset must be a name, got {name!r}: papermill's -r dataset NAME keeps it text")
     if name not in NAMES:
         return _load_own(name, _data_root(root))
     if name == "digits":
@@ -130,14 +185,25 @@ def _data_root(root: str | Path | None) -> Path:
 
 
 def _load_own(name: str, root: Path) -> Digits:
-    """A data set that has no published checksums and no download; ValueError where there is no folder of its name."""
-    folder = root / name / "raw"
+    """A data set that has no published checksums and no download. ValueError where there is no folder of its name,
+    DataError where a part has too few images or lacks a digit: some notebook would fail after minutes.
+    """
     known = name.lower() in [other.lower() for other in NAMES]  # "mnist" is a slip, on a Mac a folder that exists too
-    if known or not re.fullmatch(r"[\w-]+", name) or not folder.is_dir():
+    if known or not re.fullmatch(r"\w[\w-]*", name) or not (root / name).is_dir():
         raise ValueError(
-            f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or put its four files into {root}/NAME/raw"
+            f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or put four files of your own into "
+            f"{root}/NAME/raw, with a NAME of letters, digits, _ and - only"
         )
-    return _digits(name, [_read_idx(_place(folder, file), (None, *shape[1:]), None) for file, shape in FILES.items()])
+    folder = root / name / "raw"
+    digits = _digits(name, [_read_idx(_place(folder, f), (None, *shape[1:]), None) for f, shape in FILES.items()])
+    for part, least in LEAST.items():
+        found = getattr(digits, f"{part}_labels").bincount(minlength=10)
+        if missing := (found == 0).nonzero().flatten().tolist():
+            lacking = " and no ".join(map(str, missing))
+            raise DataError(f"{name} has no {lacking} among its {part} labels: all ten digits must be in both parts")
+        if found.sum() < least:
+            raise DataError(f"{name} has {found.sum()} {part} images: at least {least} are needed")
+    return digits
 
 
 def _digits(name: str, arrays: list[np.ndarray]) -> Digits:
@@ -156,7 +222,8 @@ def _load_idx(name: str, root: Path) -> Digits:
             reason = f"{' '.join(str(error).split())} ({type(error).__name__})"
             if any(_place(folder, file).exists() for file in FILES):
                 raise DataError(f"{fault} It could not be downloaded again: {reason}") from error
-            raise DataUnavailable(f"{name} is not in {folder} and could not be downloaded: {reason}") from error
+            missing = f"{name} is not in {folder}{_held(folder)}"
+            raise DataUnavailable(f"{missing} and could not be downloaded: {reason}") from error
         arrays = _read_all(folder)
     return _digits(name, arrays)
 
@@ -193,8 +260,23 @@ def _download(name: str, root: Path) -> None:
 
 
 def _place(folder: Path, file: str) -> Path:
-    """Where to read a file: the plain one, else the gzipped one."""
-    return folder / file if (folder / file).exists() else folder / f"{file}.gz"
+    """Where to read a file: in raw/ or above it; its name with a dash, or with a dot, as some sites and tools have it;
+    alone, with `.gz`, or in a folder of the same name.
+    """
+    for place in (folder, folder.parent):
+        for name in (file, file.replace("-idx", ".idx")):
+            for path in (place / name, place / f"{name}.gz", place / name / name):
+                if path.is_file():
+                    return path
+    return folder / file
+
+
+def _held(folder: Path) -> str:
+    """What lies in a folder, or else above it, as words for a message; nothing where nothing does."""
+    for place in (folder, folder.parent):
+        if names := sorted(path.name for path in place.glob("[!.]*") if path != folder):
+            return f" ({place} holds {', '.join(names[:6])}{' ...' if len(names) > 6 else ''})"
+    return ""
 
 
 def _read_all(folder: Path) -> list[np.ndarray]:
@@ -210,14 +292,17 @@ def _read_all(folder: Path) -> list[np.ndarray]:
 
 
 def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> np.ndarray:
-    """One IDX file (http://yann.lecun.com/exdb/mnist) as uint8 of that shape; DataError names path and fault.
+    """One IDX file (http://yann.lecun.com/exdb/mnist), gzipped or not, as uint8 of that shape; DataError names path and
+    fault.
 
     A shape that begins with None takes as many images or labels as the file announces.
     """
     try:
-        content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
     except FileNotFoundError as error:
-        raise DataError(f"{path.with_suffix('')} is missing.") from error
+        raise DataError(f"{path} is missing{_held(path.parent)}.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if shape[0] is None:
@@ -227,6 +312,8 @@ def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> 
     fault = None
     if not content:
         fault = "is empty"
+    elif len(content) > 4 and content[:2] == b"\0\0" and content[2] in KINDS and content[2:4] != header[2:4]:
+        fault = f"holds {KINDS[content[2]]} in {content[3]} dimensions, not {KINDS[8]} in {len(shape)}"
     elif content[:4] != header[:4]:
         fault = f"does not start as such a file does: {content[:4]!r} instead of {header[:4]!r}"
     elif content[: len(header)] != header:
@@ -237,10 +324,10 @@ def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> 
     elif sha256 and hashlib.sha256(content).hexdigest() != sha256:
         fault = "has the right size and the wrong checksum: some of its bytes were changed"
     if fault:
-        raise DataError(f"{path} is damaged: it {fault}.")
+        raise DataError(f"{path} cannot be used: it {fault}.")
     values = np.frombuffer(bytearray(content), np.uint8, offset=len(header)).reshape(shape)
     if len(shape) == 1 and values.max(initial=0) > 9:
-        raise DataError(f"{path} is damaged: it holds the label {values.max()}, outside 0 to 9.")
+        raise DataError(f"{path} cannot be used: it holds the label {values.max()}, outside 0 to 9.")
     return values
 
 

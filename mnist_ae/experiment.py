@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -14,7 +16,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +42,10 @@ class Recipe:
     momentum: float = 0.5
     activations: bool = True
     reachable: bool = False
+
+    def __post_init__(self) -> None:
+        """ValueError for epochs that cannot be; 20.0, or NumPy's 20, becomes 20: a folder is named by it."""
+        object.__setattr__(self, "epochs", train.whole_number("epochs", self.epochs, 1, 10_000))
 
     def model(self) -> nn.Module:
         return models.PostAutoencoder(self.activations, self.reachable)
@@ -106,7 +113,7 @@ def run_folder(recipe: AnyRecipe, seed: int, digits: data.Digits) -> Path:
     >>> run_folder(POST, 0, data.load("digits")).name
     'post-digits-20-epochs-seed-0'
     """
-    return files.runs_folder() / f"{recipe.name}-{digits.name}-{recipe.epochs}-epochs-seed-{seed}"
+    return files.runs_folder() / f"{recipe.name}-{digits.name}-{recipe.epochs}-epochs-seed-{_seed(seed)}"
 
 
 def run(
@@ -119,8 +126,9 @@ def run(
     checkpoint.pt keeps all that there is after each epoch: a run that was interrupted, by whatever means, goes on from
     it and ends with the same weights, bit for bit. If another process is at work in the folder, this one waits.
 
-    Raises FloatingPointError (see `train.minimise`), and OSError where a file cannot be written; both leave the
-    checkpoint of the epoch before. Warns of a checkpoint that is damaged, and trains again.
+    Raises ValueError, before the first step, for a seed that is no whole number from 0 to 2**32 - 1 and for a model
+    whose code is not ten numbers; FloatingPointError (see `train.minimise`), and OSError where a file cannot be written:
+    both leave the checkpoint of the epoch before. Warns of a checkpoint that is damaged, and trains again.
 
     >>> brief, digits = Recipe("brief", epochs=1), data.load("digits")
     >>> run(brief, 0, digits, Path("runs", "brief"), device="cpu", progress=False).reused
@@ -128,7 +136,7 @@ def run(
     >>> run(brief, 0, digits, Path("runs", "brief"), device="cpu").reused
     True
     """
-    out_dir, device = Path(out_dir), train.pick_device(device).type
+    out_dir, device, seed = Path(out_dir), train.pick_device(device).type, _seed(seed)
     identity = _identity(recipe, seed, digits, device)
     with suppress(CheckpointError):
         if found := _finished(recipe, out_dir, identity):
@@ -139,7 +147,26 @@ def run(
                 return found
         except CheckpointError as error:
             warnings.warn(f"{error}. Training it again.", stacklevel=2)
+        _check_model(recipe)
         return _train(recipe, seed, digits, out_dir, identity, device, progress)
+
+
+def _seed(seed: int) -> int:
+    return train.whole_number("seed", seed, 0, 2**32 - 1)
+
+
+def _check_model(recipe: AnyRecipe) -> None:
+    """ValueError, in one sentence, for a model that could not be scored after its training."""
+    model, blank = ten_digits.born(recipe.model, 0), torch.zeros(2, 1, 28, 28)
+    lacking = [name for name in ("encoder", "decoder", "normalise") if not hasattr(model, name)]
+    if lacking:
+        raise ValueError(f"the model of recipe {recipe.name!r} has no {', no '.join(lacking)}")
+    codes = train.encode(model, blank)
+    if codes.shape != (2, 10):
+        raise ValueError(f"recipe {recipe.name!r}: codes of 2 images must be [2, 10], not {list(codes.shape)}")
+    drawn = train.decode(model, codes)
+    if drawn.shape != blank.shape:
+        raise ValueError(f"recipe {recipe.name!r}: 2 decoded codes must be [2, 1, 28, 28], not {list(drawn.shape)}")
 
 
 def _train(
@@ -189,7 +216,7 @@ def load(recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, *, de
         ...
     mnist_ae.experiment.RunNotFound: no finished run nowhere of this code and data: run notebook 01_train ...
     """
-    found = _finished(recipe, Path(out_dir), _identity(recipe, seed, digits, train.pick_device(device).type))
+    found = _finished(recipe, Path(out_dir), _identity(recipe, _seed(seed), digits, train.pick_device(device).type))
     if found is None:
         notebook = "05_ten_digits" if recipe == TEN_DIGITS else "01_train"
         raise RunNotFound(
@@ -203,7 +230,7 @@ def _identity(recipe: AnyRecipe, seed: int, digits: data.Digits, device: str) ->
     """What must agree for a run to be reused or continued. Code: the files that decide the weights."""
     code = b"".join(Path(module.__file__).read_bytes() for module in (augment, models, losses, train, ten_digits))
     return {
-        "recipe": json.loads(json.dumps(asdict(recipe))),  # as metrics.json gives it back
+        "recipe": json.loads(json.dumps(asdict(recipe), default=train.plain)),  # as metrics.json gives it back
         "seed": seed,
         "data": {"name": digits.name, "sha256": digits.checksum},
         "code": hashlib.sha256(code).hexdigest(),
@@ -292,7 +319,8 @@ def sweep(
     executor: any of `concurrent.futures`, which stays open; by default those of `workers`. A worker reads the data set
     by its name and keeps its runs where `files.runs_folder` is there: what it finds finished it does not run again.
     Rows go to `figures/TABLE.csv` here as they finish, in place of earlier ones of the same recipe, epochs and seed.
-    What a run raises is raised here, and runs that have not begun are not begun any more.
+    What a run raises is raised here, an interrupt too: no other run begins, and those of `workers` end at once; their
+    checkpoints stay. ValueError for a recipe that only this notebook knows, where the workers are processes.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> with ThreadPoolExecutor(1) as pool:
@@ -300,11 +328,13 @@ def sweep(
     >>> table[["recipe", "seed", "threads"]].values.tolist()
     [['brief', 0, 1], ['brief', 1, 1]]
     """
+    recipes, seeds = list(recipes), [_seed(seed) for seed in seeds]
+    for recipe in recipes if executor is None and not os.environ.get("DASK_SCHEDULER") else []:
+        _check_importable(recipe)
     dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
     rows, path = read_table(table, dataset), _table_path(table, dataset)
     key = ["recipe", "epochs", "seed"]
     with nullcontext(executor) if executor else workers() as pool:
-        seeds = list(seeds)
         running = [pool.submit(_sweep_row, recipe, seed, dataset, device) for recipe in recipes for seed in seeds]
         try:
             for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
@@ -318,12 +348,23 @@ def sweep(
     return rows
 
 
+def _check_importable(recipe: AnyRecipe) -> None:
+    """ValueError, in one sentence, where a new process cannot find the recipe's class: it reads modules and scripts."""
+    kind = type(recipe)
+    nowhere = kind.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    if nowhere or "<locals>" in kind.__qualname__:
+        raise ValueError(
+            f"recipe {recipe.name!r}: worker processes cannot import {kind.__name__} from here: put it into a module"
+        )
+
+
 @contextmanager
 def workers() -> Iterator[Executor]:
     """As many processes as this machine has cores; or, with DASK_SCHEDULER=tcp://HOST:PORT, that cluster's workers.
 
-    Processes are spawned, not forked: a fork of a process that has threads may hang. Raises ModuleNotFoundError without
-    the extra `cluster`, OSError where no scheduler answers.
+    Processes are spawned, not forked: a fork of a process that has threads may hang. They end at once when the block is
+    left by an exception, or this process is killed. Raises ModuleNotFoundError without the extra `cluster`, OSError
+    where no scheduler answers.
 
     >>> with workers() as pool:
     ...     pool.submit(pow, 2, 10).result()
@@ -334,16 +375,23 @@ def workers() -> Iterator[Executor]:
 
         with Client(address, timeout=SCHEDULER_TIMEOUT) as client:
             yield client.get_executor()
-    else:
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_end_with_parent) as pool:
+        return
+    context = get_context("spawn")
+    line, alive = context.Pipe(duplex=False)  # nothing is sent: it ends when `alive` is closed, or with this process
+    with line, alive, ProcessPoolExecutor(os.cpu_count(), context, initializer=_end_with, initargs=(line,)) as pool:
+        try:
             yield pool
+        except BaseException:
+            alive.close()
+            raise
 
 
-def _end_with_parent() -> None:
-    """Of a worker: a parent that is killed cannot tell it to stop, and it would train on and then wait for ever."""
+def _end_with(line: Connection) -> None:
+    """Of a worker: end when the line to the parent does, else it would train on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent decides
 
     def wait() -> None:
-        parent_process().join()
+        line.poll(None)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -388,9 +436,10 @@ def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
     }
 
 
-def check_parameters(*, epochs: int, seed: int, device: str, threads: int) -> None:
+def check_parameters(*, epochs: int, seed: int, device: str, threads: int) -> tuple[int, int, int]:
     """Refuse what a run cannot use with a ValueError that names the parameter and its range; set the threads.
 
+    Returns epochs, seed and threads as Python's whole numbers, whatever gave them: 20.0 from a YAML file, or NumPy's.
     In a notebook that papermill runs, a parameter that no notebook has is refused too; papermill only warns of it.
 
     >>> check_parameters(epochs=0, seed=0, device="cpu", threads=1)
@@ -398,15 +447,17 @@ def check_parameters(*, epochs: int, seed: int, device: str, threads: int) -> No
         ...
     ValueError: epochs must be a whole number from 1 to 10,000, got 0
     """
-    train.whole_number("epochs", epochs, 1, 10_000)
-    train.whole_number("seed", seed, 0, 2**32 - 1)
-    train.whole_number("threads", threads, 1, 256)
+    epochs, seed = train.whole_number("epochs", epochs, 1, 10_000), _seed(seed)
+    threads = train.whole_number("threads", threads, 1, 256)
+    if threads > train.THREAD_LIMIT:
+        raise ValueError(f"threads is {threads}, above OMP_THREAD_LIMIT={train.THREAD_LIMIT}: choose fewer threads")
     train.pick_device(device)
     known = ("dataset", "epochs", "seed", "device", "threads")
     if unknown := [name for name in _set_by_papermill() if name not in known and not name.startswith("PAPERMILL_")]:
         raise ValueError(f"unknown parameter {', '.join(unknown)}: choose among {', '.join(known)}")
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # NumPy's and scikit-learn's: other threads, other rounding
+    return epochs, seed, threads
 
 
 def _set_by_papermill() -> list[str]:

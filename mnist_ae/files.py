@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 # The repository when the package is installed from it (pip install -e), else wherever the user works.
 _SOURCE = Path(__file__).resolve().parents[1]
 HOME = _SOURCE if (_SOURCE / "pyproject.toml").exists() else Path.cwd()
+
+# What the project writes into `runs_folder()`, and so what `clean` may delete there.
+_WRITTEN = (
+    *("parameters", "parameters.new", "make.pid", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/.[0-9][0-9]_*.ipynb"),
+    *(f"{run}-epochs-seed-*/{file}" for run in ("*", "sweep/*") for file in ("*.pt", "*.json", ".lock", ".*.tmp")),
+    *("screenshots/*.png", "numba/*/*.nb[ci]"),
+)
 
 
 def runs_folder() -> Path:
@@ -32,7 +37,30 @@ def figures_folder(dataset: str) -> Path:
 
 
 def _out() -> Path:
-    return HOME / os.environ.get("MNIST_AE_OUT", "")
+    return HOME / Path(os.environ.get("MNIST_AE_OUT", "")).expanduser()
+
+
+def clean() -> None:
+    """Delete what the project wrote into `runs_folder()`, and folders that this leaves empty; nothing behind a link.
+
+    SystemExit where that folder is itself a link. `make clean` calls it with any Python, whatever is installed there.
+
+    >>> write(runs_folder() / "post-MNIST-20-epochs-seed-0" / "model.pt", b"")
+    >>> write(runs_folder() / "letter.txt", b"somebody else's")
+    >>> clean()
+    >>> [path.name for path in runs_folder().iterdir()]
+    ['letter.txt']
+    """
+    runs = runs_folder()
+    if runs.is_symlink():
+        sys.exit(f"error: {runs} is a link to {runs.readlink()}: delete by hand what lies there")
+    for path in [path for pattern in _WRITTEN for path in runs.glob(pattern)]:
+        inside = path.parent.relative_to(runs)
+        if path.parent.resolve() == runs.resolve() / inside and not path.is_dir():
+            path.unlink()
+            for folder in (inside, *inside.parents):  # up to `runs` itself
+                with suppress(OSError):  # not empty
+                    (runs / folder).rmdir()
 
 
 def write(path: Path, content: bytes) -> None:
@@ -73,6 +101,8 @@ def one_process_at_a_time(folder: Path, task: str) -> Iterator[None]:
     >>> with one_process_at_a_time(Path("folder"), "training"):
     ...     write(Path("folder", "a.txt"), b"mine")
     """
+    from filelock import FileLock, Timeout  # here, so that `clean` needs nothing installed
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnist_ae import augment, losses, models, train
+from mnist_ae import augment, data, losses, models, train
 
 RECONSTRUCTION = 5.0  # weight of the mean squared error of the drawing, in starts and students
 SURE = 0.9  # a student's own opinion counts above this, and
@@ -88,6 +88,7 @@ class Start:
         resume: dict | None = None,
     ) -> Fitted:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `learn` returns."""
+        images = data.as_images(images)
         with train.progress_bar(self.epochs * passes(len(images)) * len(images), progress) as bar:
             model, sights = born(self.model, seed), with_holes(images) if self.holes else images
             return model, learn(
@@ -183,7 +184,7 @@ class Recipe:
         """
         # What the parts that are done have left, and the state of the one that is being trained.
         done = resume or {"parts": 0, "history": [], "readings": [], "answers": None, "learning": None}
-        parts = self.parts()
+        images, parts = data.as_images(images), self.parts()
         with train.progress_bar(self.epochs * passes(len(images)) * len(images), progress) as bar:
             sights = with_holes(images) if self.holes else images
             bar.update(sum(row["images"] for row in done["history"]))
@@ -208,7 +209,7 @@ class Recipe:
                 )
                 readings, answers = done["readings"], done["answers"]
                 if isinstance(part, Start):
-                    readings = [*readings, train.encode(model, seen)]
+                    readings = [*readings, train.in_batches(model, model.encoder, seen)]
                     if len(readings) == len(self.starts):
                         answers = weigh(readings)
                 elif number + 1 < len(parts):

@@ -1,28 +1,51 @@
 """The training loop and the way back out: fit, encode, reconstruct. Nothing here ever sees a label."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mnist_ae import data
+
 ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; with more, the memory costs time
 
 
-def whole_number(name: str, value: object, low: int, high: int) -> int:
-    """`value` if it is an int from low to high; else a ValueError that names the parameter and the range.
+# With more threads than OpenMP may start, a step waits for ever for the ones that are missing.
+_limit = os.environ.get("OMP_THREAD_LIMIT", "")
+THREAD_LIMIT = int(_limit) if _limit.isdigit() else 256
+torch.set_num_threads(min(torch.get_num_threads(), THREAD_LIMIT))
 
+
+def plain(value: object) -> object:
+    """A single number of NumPy, pandas or torch as Python's; anything else as it is.
+
+    >>> plain(torch.tensor(0.5)), plain("text")
+    (0.5, 'text')
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """`value` as an int from low to high, 20.0 included; else a ValueError that names the parameter and the range.
+
+    >>> whole_number("seed", torch.tensor(3.0), 0, 9)
+    3
     >>> whole_number("seed", -1, 0, 9)
     Traceback (most recent call last):
         ...
     ValueError: seed must be a whole number from 0 to 9, got -1
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low:,} to {high:,}, got {value!r}")
-    return value
+    number = plain(value)
+    whole = type(number) is int or (isinstance(number, float) and number.is_integer())
+    if not whole or not low <= number <= high:
+        raise ValueError(f"{name} must be a whole number from {low:,} to {high:,}, got {number!r}")
+    return int(number)
 
 
 def pick_device(name: str) -> torch.device:
@@ -47,7 +70,7 @@ OnEpoch = Callable[[int, nn.Module, dict], None]  # epoch (from 1), model, state
 
 def fit(
     model: nn.Module,
-    images: Tensor,
+    images: ArrayLike,
     *,
     epochs: int,
     seed: int = 0,
@@ -62,7 +85,7 @@ def fit(
 ) -> list[dict]:
     """Train `model` in place to draw what it reads, by the mean squared error; the defaults are the post's.
 
-    images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]. They are all the loop learns from.
+    images: as for `data.as_images`. They are all the loop learns from.
     epochs 1..10,000, batch_size from 1, lr > 0, 0 <= momentum < 1: else ValueError.
     seed: the order of the images, drawn anew each epoch; the model's first weights are the caller's.
     bfloat16: True to round what is multiplied to 8 significant bits; weights and loss stay float32. It is faster where
@@ -75,15 +98,15 @@ def fit(
     >>> history["epoch"], history["images"]
     (1, 128)
     """
-    whole_number("epochs", epochs, 1, 10_000)
-    whole_number("seed", seed, 0, 2**32 - 1)
+    epochs, seed = whole_number("epochs", epochs, 1, 10_000), whole_number("seed", seed, 0, 2**32 - 1)
+    batch_size, lr, momentum = whole_number("batch_size", batch_size, 1, 1_000_000), plain(lr), plain(momentum)
+    if type(lr) not in (int, float) or not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a positive number, got {lr!r}")
+    if type(momentum) not in (int, float) or not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
+    images = data.as_images(images)
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to learn from")
-    whole_number("batch_size", batch_size, 1, 1_000_000)
-    if not (isinstance(lr, int | float) and 0 < lr < math.inf):
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
-    if not (isinstance(momentum, int | float) and 0 <= momentum < 1):
-        raise ValueError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
 
     place = pick_device(device)
     model.to(place).train()
@@ -225,24 +248,24 @@ def in_batches(model: nn.Module, network: Callable[[Tensor], Tensor], images: Te
         model.train(training)
 
 
-def encode(model: nn.Module, images: Tensor) -> Tensor:
-    """The codes of images (uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1]): float32 [N, 10], on the CPU.
+def encode(model: nn.Module, images: ArrayLike) -> Tensor:
+    """The codes of images, as for `data.as_images`: float32 [N, 10], on the CPU.
 
     >>> from mnist_ae import models
-    >>> encode(models.PostAutoencoder(), torch.zeros(3, 1, 28, 28)).shape
+    >>> encode(models.PostAutoencoder(), torch.zeros(3, 28, 28)).shape
     torch.Size([3, 10])
     """
-    return in_batches(model, model.encoder, images)
+    return in_batches(model, model.encoder, data.as_images(images))
 
 
-def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
+def reconstruct(model: nn.Module, images: ArrayLike) -> Tensor:
     """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28].
 
     >>> from mnist_ae import models
-    >>> reconstruct(models.PostAutoencoder(), torch.zeros(3, 1, 28, 28)).shape
+    >>> reconstruct(models.PostAutoencoder(), torch.zeros(3, 28, 28)).shape
     torch.Size([3, 1, 28, 28])
     """
-    return in_batches(model, model, images)
+    return in_batches(model, model, data.as_images(images))
 
 
 @torch.no_grad()

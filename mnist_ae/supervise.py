@@ -1,0 +1,45 @@
+"""`python -m mnist_ae.supervise ...`: run `python ...`, and end with it all that it started.
+
+When make is told to stop, it tells what it started itself. What that started in turn trains on: under a shell, in a
+kernel (which has a session of its own), in worker processes. So a supervisor stands between make and each long task.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import psutil
+
+PATIENCE = 1.0  # seconds that a task has to tidy up
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status of `python ARGUMENTS`. On SIGINT, SIGTERM or SIGHUP, or when the parent is gone, the task gets
+    SIGINT, and after PATIENCE it and all its descendants are killed: then 128 + the signal's number.
+
+    >>> import subprocess
+    >>> subprocess.run([sys.executable, "-m", "mnist_ae.supervise", "-c", "raise SystemExit(3)"]).returncode
+    3
+    """
+    told: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: told.append(number))
+    parent, task = os.getppid(), psutil.Popen([sys.executable, *arguments])
+    while task.poll() is None and not told:
+        time.sleep(0.05)
+        if os.getppid() != parent:
+            told.append(signal.SIGHUP)
+    if not told:
+        return task.returncode if task.returncode >= 0 else 128 - task.returncode
+    family = psutil.Process().children(recursive=True)
+    if told[0] != signal.SIGINT and task.poll() is None:  # a terminal's Ctrl-C has reached it already
+        task.send_signal(signal.SIGINT)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    for process in {*alive, *psutil.Process().children(recursive=True)}:
+        process.kill()
+    return 128 + told[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
