@@ -7,6 +7,7 @@ DEVICE  ?= auto#    auto, cpu, cuda or mps
 THREADS ?= 2#       part of a run's identity: another number, other rounding
 SEEDS   ?= 10#      sweep and ladder only: how many seeds, counted from 0
 RECIPE  ?= ten-digits# sweep only: of ten-digits or post
+LAB     ?= #        lab only: options of JupyterLab, as --ip=0.0.0.0 --no-browser in a container
 
 PYTHON = .venv/bin/python
 SYSTEM_PYTHON ?= python3
@@ -14,25 +15,33 @@ SYSTEM_PYTHON ?= python3
 ifeq ($(PYTHON),.venv/bin/python)
 ENVIRONMENT = .venv/installed
 endif
-RUNS = $(if $(MNIST_AE_OUT),$(MNIST_AE_OUT)/)runs
-TASK = $(PYTHON) -m mnist_ae
-PARAMETERS = --dataset '$(DATASET)' --epochs '$(EPOCHS)' --seed '$(SEED)' \
-             --device '$(DEVICE)' --threads '$(THREADS)'
-NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+# Ends all that a task started when make is told to end.
+SUPERVISE = $(PYTHON) -m mnist_ae.supervise
+TASK = $(SUPERVISE) -m mnist_ae
+# What a person writes reaches the shell as the value of a variable: no quote in it ends ours.
+export DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE
+PARAMETERS = --dataset="$$DATASET" --epochs="$$EPOCHS" --seed="$$SEED" --device="$$DEVICE" --threads="$$THREADS"
+
+# Make cannot name a file with these in its path. Python and the shell can: all but run-notebooks works in any folder.
+OUT := $(value MNIST_AE_OUT)
+BRACKETS := ( )
+UNFIT := $(strip $(if $(filter-out 1,$(words x$(OUT)x)),a space) $(if $(filter -%,$(OUT)),a leading -) \
+           $(foreach sign,$$ % : = ; | * ? [ ] ~ ' " ` $(BRACKETS) \,$(findstring $(sign),$(OUT))))
+RUNS = $(if $(UNFIT),,$(OUT:%=%/))runs
+
+NOTEBOOKS = $(sort $(filter notebooks/%.ipynb,$(wildcard notebooks/[0-9][0-9]_*.ipynb)))
 EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
-# What a stored notebook holds: sources, outputs, tags. Cells that wait for a person's hand are not run, and hold nothing.
-CLEANED = --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True \
-          --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=skip-execution \
-          --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
-          --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 # The figures that the notebooks say they save: if one is gone, they run again.
 FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
 # A misspelt variable would leave the default in place without a word.
-VARIABLES = DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE PYTHON SYSTEM_PYTHON MAKEFLAGS SHELL MNIST_AE_% PIP_%
+VARIABLES = DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE LAB PYTHON SYSTEM_PYTHON MAKEFLAGS SHELL MNIST_AE_% PIP_%
 UNKNOWN := $(filter-out $(VARIABLES),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
-$(error unknown variable $(UNKNOWN): choose among $(wordlist 1,9,$(VARIABLES)))
+$(error unknown variable $(UNKNOWN): choose among $(wordlist 1,10,$(VARIABLES)))
+endif
+ifneq ($(notdir $(MAKEFILE_LIST)),$(strip $(MAKEFILE_LIST)))
+$(error make works in the folder of its Makefile: go there, or use make -C)
 endif
 
 .PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ladder bench lint clean FORCE
@@ -44,51 +53,54 @@ help: ## print the tasks
 	@awk -F ' *[?]= *|# +' '/^[A-Z]+ *[?]= / { printf "  %-16s %s\n", $$1 "=" $$2, $$3 }' Makefile
 
 run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs changed; writes figures/
-	@rm -f $(RUNS)/make.pid
+	@rm -f "$(RUNS)/make.pid"
 	@echo "Done: the executed notebooks are in $(RUNS)/notebooks, what they drew for the parameters"
-	@echo "  $$(cat $(RUNS)/parameters)"
+	@echo "  $$(sed 1q '$(RUNS)/parameters')"
 	@echo "is in figures/ (for other data sets than MNIST in a folder of figures/ with their name)."
 
 test: test-unit test-notebooks ## all tests
 
 test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reach
-	$(PYTHON) -m pytest tests --cov=mnist_ae --cov-branch --cov-fail-under=95
+	$(SUPERVISE) -m pytest tests --cov=mnist_ae --cov-branch --cov-fail-under=95
 
 test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 20 minutes)
-	$(PYTHON) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
+	$(SUPERVISE) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 test-browser: $(ENVIRONMENT) ## use notebooks 02 and 05 in JupyterLab and Chromium, as a person would
-	$(PYTHON) -m pytest tests/browser.py
+	$(SUPERVISE) -m pytest tests/browser.py
 
 refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
 	@$(TASK) check --dataset MNIST > /dev/null
 	@for notebook in $(NOTEBOOKS); do \
-	  TQDM_DISABLE=1 $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace $(CLEANED) $$notebook || exit 1; \
+	  TQDM_DISABLE=1 $(SUPERVISE) -m jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False $$notebook || exit 1; \
 	done
-	$(PYTHON) -m ruff format notebooks
+	@$(MAKE) --no-print-directory clean-notebooks
 
 clean-notebooks: $(ENVIRONMENT) ## take out of the stored notebooks what an editor leaves: metadata, widgets; before a commit
-	$(PYTHON) -m jupyter nbconvert --to notebook --inplace --log-level WARN $(CLEANED) $(NOTEBOOKS)
+	$(PYTHON) -m tests.tidy $(NOTEBOOKS)
 	$(PYTHON) -m ruff format --quiet notebooks
 
 lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
-	$(PYTHON) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(PYTHON) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	  $$(test $$(id -u) != 0 || echo --allow-root) $(LAB)
 
 sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
-	$(TASK) sweep $(PARAMETERS) --seeds '$(SEEDS)' --recipe '$(RECIPE)'
+	$(TASK) sweep $(PARAMETERS) --seeds="$$SEEDS" --recipe="$$RECIPE"
 
 ladder: $(ENVIRONMENT) ## train every rung of notebook 04 for SEEDS seeds, into figures/ladder.csv
-	$(TASK) ladder $(PARAMETERS) --seeds '$(SEEDS)'
+	$(TASK) ladder $(PARAMETERS) --seeds="$$SEEDS"
 
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)
-	$(PYTHON) -m tests.bench --threads '$(THREADS)'
+	$(SUPERVISE) -m tests.bench --threads="$$THREADS"
 
 lint: $(ENVIRONMENT) ## ruff
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-clean: ## delete runs/ and caches; figures/, data/ and .venv stay
-	rm -rf $(RUNS) .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+clean: ## delete what was written into runs/, and caches; figures/, data/ and .venv stay
+	$(SYSTEM_PYTHON) -c 'from mnist_ae import files; files.clean()'
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage mnist_ae.egg-info
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, $(SYSTEM_PYTHON) is %d.%d: name another with SYSTEM_PYTHON=..." % sys.version_info[:2])'
@@ -97,26 +109,28 @@ clean: ## delete runs/ and caches; figures/, data/ and .venv stay
 	.venv/bin/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-# Rewritten only when a parameter changed, so that make knows what is out of date; fails on a parameter or a data file
-# that cannot be used, before anything runs, and where another make ($$PPID) is at work, perhaps with other parameters.
+# Rewritten only when a parameter or the data changed, so that make knows what is out of date; fails on a parameter or a
+# data file that cannot be used, before anything runs, and where another make ($$PPID) is at work.
 $(RUNS)/parameters: FORCE $(ENVIRONMENT)
-	@dataset=$$($(TASK) check $(PARAMETERS)) && mkdir -p $(@D) && \
-	  other=$$(cat $(RUNS)/make.pid 2> /dev/null || echo $$PPID) && \
+	@$(if $(UNFIT),$(error MNIST_AE_OUT is '$(OUT)', and make cannot work with $(UNFIT) in it: choose another folder, or make a link to it))
+	@parameters=$$($(TASK) check $(PARAMETERS)) && mkdir -p "$(@D)" && \
+	  other=$$(cat "$(RUNS)/make.pid" 2> /dev/null || echo $$PPID) && \
 	  if [ $$other != $$PPID ] && kill -0 $$other 2> /dev/null; then \
 	    echo "error: process $$other is at work in $(RUNS): wait for it (or delete $(RUNS)/make.pid, if it is no make)" >&2; exit 1; \
-	  fi && echo $$PPID > $(RUNS)/make.pid && \
-	  echo "-p dataset $$dataset -p epochs $(EPOCHS) -p seed $(SEED) -p device $(DEVICE) -p threads $(THREADS)" > $@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
+	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; fi
 
-# A failed notebook is kept for reading; a finished one appears in one step.
+# A failed notebook is kept for reading; a finished one appears in one step. A status from 128 on: it was told to end.
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
                            $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
-	@mkdir -p $(@D)
-	@$(PYTHON) -m papermill --cwd notebooks --log-output $$(cat $(RUNS)/parameters) $< "$(abspath $(@D))/.$*.ipynb" || { \
-	  mv -f $(@D)/.$*.ipynb $(@D)/$*.failed.ipynb; \
+	@mkdir -p "$(@D)"
+	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --log-output $$(sed 1q "$(RUNS)/parameters") \
+	  $< "$(abspath $(@D))/.$*.ipynb" || { \
+	  [ $$? -lt 128 ] || exit 1; \
+	  mv -f "$(@D)/.$*.ipynb" "$(@D)/$*.failed.ipynb"; \
 	  echo "error: notebooks/$*.ipynb failed: read $(@D)/$*.failed.ipynb" >&2; exit 1; }
-	@rm -f $(@D)/$*.failed.ipynb
-	@mv $(@D)/.$*.ipynb $@
+	@rm -f "$(@D)/$*.failed.ipynb"
+	@mv "$(@D)/.$*.ipynb" "$@"
 
 # 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,02_inspect_codes 03_cluster_to_label 05_ten_digits): $(RUNS)/notebooks/01_train.ipynb

@@ -3,6 +3,8 @@
 import argparse
 import sys
 import warnings
+from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 from mnist_ae import data, experiment, train
@@ -12,7 +14,9 @@ SWEEPS = {experiment.TEN_DIGITS.name: "ten_digits", experiment.POST.name: "seeds
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """check prints the data set that a run would use; sweep and ladder fill their tables in figures/ and print them."""
+    """check prints what papermill needs for these parameters, and the checksum of the data; sweep and ladder fill their
+    tables in figures/ and print them.
+    """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)
     parser.add_argument("task", choices=["check", "sweep", "ladder"])
     for name, default in {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}.items():
@@ -20,14 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", default="10", help="sweep, ladder: how many, counted from 0")
     parser.add_argument("--recipe", default=experiment.TEN_DIGITS.name, choices=SWEEPS, help="sweep: of what")
     options = parser.parse_args(arguments)
-    numbers = {
-        name: int(text) if text.isdigit() else text
-        for name, text in vars(options).items()
-        if name in ("epochs", "seed", "threads", "seeds")
-    }
     try:
-        seeds = range(train.whole_number("seeds", numbers.pop("seeds"), 1, 1000))
-        experiment.check_parameters(device=options.device, **numbers)
+        seeds = range(train.whole_number("seeds", number(options.seeds), 1, 1000))
+        numbers = {name: number(vars(options)[name]) for name in ("epochs", "seed", "threads")}
+        epochs, seed, threads = experiment.check_parameters(device=options.device, **numbers)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             digits = data.load(options.dataset)
@@ -36,10 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, data.DataError) as error:
         sys.exit(f"error: {error}")
 
-    post = replace(experiment.POST, epochs=numbers["epochs"])
     if options.task == "check":
-        print(digits.name)
+        raw = f"-r dataset {digits.name} -r device {options.device}"  # text, even where it looks like a number
+        print(f"{raw} -p epochs {epochs} -p seed {seed} -p threads {threads}\n{digits.checksum}")
         return
+    post = replace(experiment.POST, epochs=epochs)
     if options.task == "ladder":
         table, recipes = "ladder", [rung.recipe for rung in RUNGS]
     else:
@@ -47,9 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
     longest_first = reversed(recipes)
     try:
         rows = experiment.sweep(longest_first, seeds, dataset=digits.name, table=table, device=options.device)
-    except (OSError, ModuleNotFoundError) as error:  # no scheduler, no extra `cluster`, a full disk
+    except (OSError, ModuleNotFoundError, BrokenExecutor) as error:  # no scheduler, no extra, a full disk or memory
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished runs are in the table, the others go on from their checkpoints")
     print(rows.to_string(index=False))
+
+
+def number(text: str) -> int | float | str:
+    """A number as people write it, 20 or 2e1, as Python's; what is none as it is."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 if __name__ == "__main__":

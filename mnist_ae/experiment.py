@@ -127,7 +127,7 @@ def run(
     it and ends with the same weights, bit for bit. If another process is at work in the folder, this one waits.
 
     Raises ValueError, before the first step, for a seed that is no whole number from 0 to 2**32 - 1 and for a model
-    whose code is not ten numbers; FloatingPointError (see `train.minimise`), and OSError where a file cannot be written:
+    whose code is not ten numbers; FloatingPointError (see `train.minimise`) and OSError where a file cannot be written:
     both leave the checkpoint of the epoch before. Warns of a checkpoint that is damaged, and trains again.
 
     >>> brief, digits = Recipe("brief", epochs=1), data.load("digits")
@@ -389,6 +389,7 @@ def workers() -> Iterator[Executor]:
 def _end_with(line: Connection) -> None:
     """Of a worker: end when the line to the parent does, else it would train on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent decides
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which would outlive a process that ends like this
 
     def wait() -> None:
         line.poll(None)
