@@ -141,13 +141,13 @@ def run(
     with suppress(CheckpointError):
         if found := _finished(recipe, out_dir, identity):
             return found  # without the lock: the folder may be read-only
+    _check_model(recipe)
     with files.one_process_at_a_time(out_dir, "training"):
         try:
             if found := _finished(recipe, out_dir, identity):  # by the one that this one waited for
                 return found
         except CheckpointError as error:
             warnings.warn(f"{error}. Training it again.", stacklevel=2)
-        _check_model(recipe)
         return _train(recipe, seed, digits, out_dir, identity, device, progress)
 
 

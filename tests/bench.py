@@ -493,8 +493,11 @@ def main() -> None:
     """MNIST only: torchvision's loop, with which ours is compared, knows no other of the same size on every machine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
-    digits = data.load("MNIST")
+    try:
+        experiment.check_parameters(epochs=1, seed=0, device="cpu", threads=parser.parse_args().threads)
+        digits = data.load("MNIST")
+    except (ValueError, data.DataError) as error:
+        sys.exit(f"error: {error}")
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((models.PIXEL_MEAN,), (models.PIXEL_STD,))])
     dataset = datasets.MNIST(data._data_root(None), train=True, transform=usual)
     images = digits.train_images
@@ -528,4 +531,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: figures/bench.csv is as it was")

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mnist_ae import data, files
+from mnist_ae import __main__, data, files, ten_digits
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -156,7 +156,8 @@ def test_without_mnist_auto_falls_back_loudly_and_by_name_it_never_does(tmp_path
 def test_a_data_set_with_a_file_missing_is_an_error_not_a_fallback(small, tmp_path, no_network):
     (lay_out(small, tmp_path) / LABELS).unlink()
     with pytest.raises(
-        data.DataError, match=rf"{LABELS} is missing\. It could not be downloaded again: .*no network \(test\)"
+        data.DataError,
+        match=rf"{LABELS} is missing \(.* holds t10k.*\)\. It could not be downloaded again: .*no network \(test",
     ):
         data.load("auto", tmp_path)
 
@@ -193,7 +194,7 @@ def test_whatever_is_in_a_file_it_is_the_truth_or_an_error_that_names_it(small, 
     intact = damaged == truth
     if name == "KMNIST" and len(damaged) == size:  # another pixel, or another label from 0 to 9, cannot be noticed
         intact = damaged[:start] == truth[:start] and ("images" in file or max(damaged[start:]) <= 9)
-    if not intact or packed in ("gzip cut", "not gzip"):
+    if not intact or packed == "gzip cut":
         with pytest.raises(data.DataError, match=re.escape(str(path))) as error:
             data.load(name, root)
         assert not isinstance(error.value, data.DataUnavailable)
@@ -209,33 +210,121 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         data.load("mnist")
 
 
+def own(train=150, test=20, digits=range(10), test_digits=None):
+    """The four files of somebody's own data: {file: content}."""
+    rng, contents = np.random.default_rng(0), {}
+    for part, count, kinds in (("train", train, digits), ("t10k", test, test_digits or digits)):
+        images = rng.integers(0, 50, (count, 28, 28), dtype=np.uint8)
+        contents[f"{part}-images-idx3-ubyte"] = struct.pack(">4I", 2051, count, 28, 28) + images.tobytes()
+        contents[f"{part}-labels-idx1-ubyte"] = struct.pack(">2I", 2049, count) + bytes(
+            np.resize(list(kinds), count).tolist()
+        )
+    return contents
+
+
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_data_set_of_ones_own_has_as_many_images_as_it_likes(small, tmp_path, no_network, monkeypatch, packed):
-    folder = lay_out(small, tmp_path, "My-Digits")
-    monkeypatch.setattr(data, "FILES", {file: (60_000, *shape[1:]) for file, shape in data.FILES.items()})
+@pytest.mark.parametrize("name", ["My-Digits", "2024", "None", "1e3", "Ünïcode_9"])
+def test_a_data_set_of_ones_own_has_as_many_images_as_it_likes(tmp_path, no_network, packed, name, capsys, monkeypatch):
+    folder = lay_out(own(), tmp_path, name)
     if packed:
         for path in list(folder.iterdir()):
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
-    digits = data.load("My-Digits", tmp_path)
-    assert (digits.name, len(digits.train_images), len(digits.test_labels)) == ("My-Digits", 12, 2)
-    assert digits.train_images.numpy().tobytes() == small[IMAGES][16:]
+    digits = data.load(name, tmp_path)
+    assert (digits.name, len(digits.train_images), len(digits.test_labels)) == (name, 150, 20)
+    assert digits.train_images.numpy().tobytes() == own()[IMAGES][16:]
+    monkeypatch.setenv("MNIST_AE_DATA", str(tmp_path))
+    __main__.main(["check", f"--dataset={name}"])
+    assert capsys.readouterr().out.startswith(f"-r dataset {name} "), "raw: papermill would make a number of 2024"
 
     path = data._place(folder, IMAGES)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(data.DataError, match=re.escape(str(path))):
-        data.load("My-Digits", tmp_path)
+        data.load(name, tmp_path)
     path.unlink()
     with pytest.raises(data.DataError, match="is missing"):
-        data.load("My-Digits", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["mnist", "Digits", "My-Digitz", "../My-Digits", ""])
-def test_a_name_without_a_folder_of_its_own_is_refused(small, tmp_path, name):
-    lay_out(small, tmp_path, "My-Digits")
-    (tmp_path / "mnist" / "raw").mkdir(parents=True)  # as a Mac would find MNIST's
-    with pytest.raises(ValueError, match="unknown data set"):
         data.load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "Digits", "My-Digitz", "../My-Digits", "", "My Digits", "my.digits", "-p", "é t"]
+)
+def test_a_name_without_a_folder_of_its_own_is_refused(tmp_path, name):
+    for folder in ("My-Digits", "mnist", "My Digits", "my.digits", "-p", "é t"):  # mnist: as a Mac would find MNIST's
+        (tmp_path / folder / "raw").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ValueError, match=r"unknown data set .* with a NAME of letters, digits, _ and - only"):
+        data.load(name, tmp_path)
+    for other in (2024, None, 1e3):
+        with pytest.raises(ValueError, match=f"dataset must be a name, got {other}: papermill's -r"):
+            data.load(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"digits": (3, 8)}, "has no 0 and no 1 and no 2 and no 4 and no 5 .* among its train labels"),
+        ({"test_digits": range(9)}, "has no 9 among its test labels: all ten digits must be in both parts"),
+        ({"train": 127}, "has 127 train images: at least 128 are needed"),
+        ({"test": 19}, "has 19 test images: at least 20 are needed"),
+    ],
+)
+def test_data_that_a_notebook_would_fail_on_after_minutes_are_refused_at_once(tmp_path, monkeypatch, files, message):
+    lay_out(own(**files), tmp_path, "Own")
+    monkeypatch.setenv("MNIST_AE_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"^error: Own {message}"):
+        __main__.main(["check", "--dataset=Own"])
+    assert data.LEAST["train"] == ten_digits.BATCH
+
+
+SPELLINGS = {
+    "a dot": lambda folder, file: folder / file.replace("-idx", ".idx"),
+    "a dot, gzip without .gz": lambda folder, file: folder / file.replace("-idx", ".idx"),
+    "without raw/": lambda folder, file: folder.parent / file,
+    "a folder of its name": lambda folder, file: folder / file / file,
+    "a dot in a folder of its name": lambda folder, file: (
+        folder / file.replace("-idx", ".idx") / file.replace("-idx", ".idx")
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", ["MNIST", "auto", "Own"])
+def test_files_as_file_managers_and_other_sites_leave_them_are_read(small, tmp_path, no_network, spelling, name):
+    contents = own() if name == "Own" else small
+    folder = lay_out({}, tmp_path, "MNIST" if name == "auto" else name)
+    for file, content in contents.items():
+        path = SPELLINGS[spelling](folder, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if "gzip" in spelling else content)
+    assert data.load(name, tmp_path).train_images.numpy().tobytes() == contents[IMAGES][16:]
+
+
+def test_files_of_no_known_name_are_named(tmp_path, no_network):
+    (lay_out({}, tmp_path) / "archive.zip").write_bytes(b"PK")
+    with pytest.warns(UserWarning, match=r"NOT MNIST.* MNIST is not in .* \(.*raw holds archive.zip\) and could not"):
+        data.load("auto", tmp_path)
+    (lay_out({}, tmp_path, "Own") / "mnist.csv").write_text("5,0,0")
+    with pytest.raises(data.DataError, match=rf"{IMAGES} is missing \(.*raw holds mnist.csv\)"):
+        data.load("Own", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ((8, 4), "holds unsigned bytes in 4 dimensions, not unsigned bytes in 3"),  # colour
+        ((12, 2), "holds 32-bit integers in 2 dimensions"),  # QMNIST's labels
+        ((13, 3), "holds 32-bit floats in 3 dimensions"),
+        ((14, 3), "holds 64-bit floats in 3 dimensions"),
+        ((9, 3), "holds signed bytes in 3 dimensions"),
+        ((11, 1), "holds 16-bit integers in 1 dimensions"),
+        ((7, 3), "does not start as such a file does"),
+    ],
+)
+def test_a_file_of_another_type_says_what_it_holds(tmp_path, start, message):
+    folder = lay_out(own(), tmp_path, "Own")
+    (folder / IMAGES).write_bytes(bytes([0, 0, *start]) + own()[IMAGES][4:])
+    with pytest.raises(data.DataError, match=rf"{IMAGES} cannot be used: it {message}"):
+        data.load("Own", tmp_path)
 
 
 def test_the_bundled_digits_are_scikit_learns(digits):
@@ -332,7 +421,7 @@ def test_a_sibling_without_a_network_is_held_to_the_checksums_of_its_download(se
     request.getfixturevalue("no_network")
     folder = root / "KMNIST" / "raw"
     (folder / IMAGES).write_bytes(DAMAGES["a changed byte"](small[IMAGES]))
-    with pytest.raises(data.DataError, match=f"{IMAGES} is damaged: .* wrong checksum.* not be downloaded again"):
+    with pytest.raises(data.DataError, match=f"{IMAGES} cannot be used: .* wrong checksum.* not be downloaded again"):
         data.load("KMNIST", root)
     (folder / IMAGES).write_bytes(small[IMAGES])
     (folder / data.SUMS).write_bytes(b"\xff\x00 no checksums")

@@ -165,7 +165,9 @@ def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch
     [
         ("--dataset", "mnist", "unknown data set 'mnist'"),
         ("--epochs", "0", "epochs must be a whole number from 1 to 10,000, got 0"),
-        ("--epochs", "1e-3", "epochs must be a whole number from 1 to 10,000, got '1e-3'"),
+        ("--epochs", "1e-3", "epochs must be a whole number from 1 to 10,000, got 0.001"),
+        ("--epochs", "many", "epochs must be a whole number from 1 to 10,000, got 'many'"),
+        ("--epochs", "nan", "epochs must be a whole number from 1 to 10,000, got nan"),
         ("--epochs", "", "epochs must be a whole number"),
         ("--seed", "-1", "seed must be a whole number"),
         ("--threads", "0", "threads must be a whole number from 1 to 256"),
@@ -203,6 +205,9 @@ def test_check_prints_the_data_set_and_warns_where_it_is_not_mnist(tmp_path, mon
     monkeypatch.setenv("MNIST_AE_DATA", str(tmp_path))
     __main__.main(["check"])
     out, err = capsys.readouterr()
-    assert out == "digits\n"
+    digits = data.load("digits")
+    assert out == f"-r dataset digits -r device auto -p epochs 20 -p seed 0 -p threads 2\n{digits.checksum}\n"
+    __main__.main(["check", "--dataset=digits", "--epochs=2e1", "--seed=0.0", "--threads=02"])
+    assert capsys.readouterr().out == out, "numbers as people write them"
     assert "NOT MNIST" in err
     assert "****" in err

@@ -61,6 +61,7 @@ def test_every_import_is_a_listed_dependency():
 
 def test_no_import_runs_against_the_flow_of_data():
     flow = [
+        "supervise",
         "files",
         "checkpoint",
         "data",
@@ -192,7 +193,7 @@ def test_make_alone_prints_the_tasks():
     ("argument", "message"),
     [
         ("EPOCHS=0", "error: epochs must be a whole number from 1 to 10,000, got 0\n"),
-        ("EPOCHS=1e-3", "error: epochs must be a whole number from 1 to 10,000, got '1e-3'\n"),
+        ('DATASET=it\'s "mine"; echo $$HOME', "error: unknown data set 'it\\'s \"mine\"; echo $HOME': choose one of"),
         ("DATASET=mnist", "error: unknown data set 'mnist': choose one of"),
         ("DEVICE=gpu", "error: unknown device 'gpu'"),
         ("SEED=-1", "error: seed must be a whole number"),

@@ -99,7 +99,7 @@ def test_encode_is_in_batches_in_eval_mode_and_on_the_cpu(digits, monkeypatch):
     ("argument", "value"),
     [
         *[("epochs", value) for value in (0, -1, 10_001, 1.5, "20", True, None)],
-        *[("batch_size", value) for value in (0, -64, 2.0, "64")],
+        *[("batch_size", value) for value in (0, -64, 2.5, "64")],
         *[("seed", value) for value in (-1, 2**32, "0")],
         *[("lr", value) for value in (0, -0.1, float("inf"), float("nan"), "1e-3")],
         *[("momentum", value) for value in (-0.1, 1, "0.5")],
