@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from matplotlib import font_manager  # noqa: F401 - makes its folder and cache here: a kernel that has to says so on stderr
 
 from mnist_ae import data, files
 

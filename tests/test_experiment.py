@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -119,6 +120,7 @@ def test_a_damaged_result_is_trained_again(few, tmp_path):
         assert again.metrics == first.metrics == json.loads(metrics.read_text())
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="no git on this machine")
 def test_metrics_say_how_to_get_them_again(few, tmp_path, monkeypatch):
     run(QUICK, 3, few, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

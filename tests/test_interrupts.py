@@ -46,7 +46,7 @@ COMMANDS = {
         ["sweep", *DIGITS, "RECIPE=post", "SEEDS=6"],
         lambda out: len(checkpoints(out)) == min(2, os.cpu_count()),
     ),
-    "test": (["test-unit"], lambda out: list(out.parent.glob("inner/*/*/checkpoint.pt"))),
+    "test": (["test-unit"], lambda out: list(out.parent.glob("inner/*/checkpoint.pt"))),
     "bench": (
         ["bench"],
         lambda out: any("tests.bench" in p.cmdline() and p.cpu_times().user > 4 for p in started_with(out)),

@@ -103,7 +103,7 @@ def test_encode_is_in_batches_in_eval_mode_and_on_the_cpu(digits, monkeypatch):
         *[("seed", value) for value in (-1, 2**32, "0")],
         *[("lr", value) for value in (0, -0.1, float("inf"), float("nan"), "1e-3")],
         *[("momentum", value) for value in (-0.1, 1, "0.5")],
-        *[("device", value) for value in ("gpu", "tpu", "")],
+        *[("device", value) for value in ("gpu", "tpu", "", ["cpu"])],
     ],
 )
 def test_bad_arguments_are_refused_by_name(digits, argument, value):
