@@ -57,6 +57,19 @@ class DataUnavailable(DataError):
     """A data set that is neither on disk nor downloadable."""
 
 
+def check_pixels(images: Tensor) -> None:
+    """ValueError for images of any shape that are neither uint8 nor floating in [0, 1].
+
+    >>> check_pixels(torch.rand(3, 28, 28))
+    """
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 in 0..255 or floating in [0, 1], got {images.dtype}")
+    if not ((images >= 0) & (images <= 1)).all():  # NaN is neither
+        raise ValueError("images hold pixels that are NaN or outside [0, 1]")
+
+
 def as_images(images: ArrayLike) -> Tensor:
     """Images of NumPy or torch, [N, 28, 28] or [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> [N, 1, 28, 28].
 
@@ -68,9 +81,10 @@ def as_images(images: ArrayLike) -> Tensor:
     """
     if not isinstance(images, Tensor):
         array = np.array(images)  # a copy: torch takes no reversed and no read-only array
-        if array.dtype != np.uint8 and array.dtype.kind != "f":
-            raise ValueError(f"images must be uint8 in 0..255 or floating in [0, 1], got {array.dtype}")
+        if array.dtype.kind not in "iufb":
+            raise ValueError(f"images must be numbers, got {array.dtype}")
         images = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    check_pixels(images)
     shape = list(images.shape)
     images = images[:, None] if images.ndim == 3 else images
     if images.shape[1:] != (1, 28, 28):

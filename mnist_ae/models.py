@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_ae import augment
+from mnist_ae import augment, data
 
 # Mean and standard deviation of MNIST's training pixels in [0, 1], as the post normalises them.
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
@@ -20,13 +20,8 @@ def pixels(images: Tensor) -> Tensor:
     >>> pixels(torch.full((1, 1, 1, 2), 51, dtype=torch.uint8))
     tensor([[[[0.2000, 0.2000]]]])
     """
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
-        raise ValueError(f"images must be uint8 in 0..255 or floating in [0, 1], got {images.dtype}")
-    if not ((images >= 0) & (images <= 1)).all():  # NaN is neither
-        raise ValueError("images hold pixels that are NaN or outside [0, 1]")
-    return images.float()
+    data.check_pixels(images)
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 class PostAutoencoder(nn.Module):

@@ -505,24 +505,6 @@ def test_other_floats_give_the_same_codes(kind, digits):
     assert np.isfinite(history[0]["loss"])
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (torch.full((3, 1, 28, 28), float("nan")), "NaN or outside"),
-        (torch.full((3, 1, 28, 28), 255.0), r"outside \[0, 1\]"),
-        (torch.full((3, 1, 28, 28), -0.1), r"outside \[0, 1\]"),
-        (torch.zeros((3, 1, 28, 28), dtype=torch.int32), "got torch.int32"),
-    ],
-)
-def test_pixels_that_cannot_be_are_refused(images, message):
-    model = models.PostAutoencoder()
-    before = model.state_dict()["encoder.0.weight"].clone()
-    for use in (lambda: train.encode(model, images), lambda: train.fit(model, images, epochs=1, progress=False)):
-        with pytest.raises(ValueError, match=message):
-            use()
-    assert torch.equal(model.state_dict()["encoder.0.weight"], before)
-
-
 def test_one_image_a_batch_and_fewer_images_than_a_batch(digits):
     for count, size, steps in [(5, 1, 5), (5, 64, 1), (1, 64, 1)]:
         model = ten_digits.born(models.PostAutoencoder, 0)
@@ -547,24 +529,12 @@ def test_what_is_too_little_for_the_recipe_is_said(digits):
                 recipe.fit(digits.train_images[:count], 0, device="cpu", progress=False)
 
 
-NO_IMAGES = torch.zeros(0, 1, 28, 28, dtype=torch.uint8)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"train_images": torch.zeros(0, 1, 28, 28, dtype=torch.uint8), "train_labels": torch.zeros(0).long()},
-            "empty",
-        ),
-        ({"test_labels": torch.zeros(99).long()}, r"test_labels must be int64 \[100\], got torch.int64 \[99\]"),
-        ({"train_labels": torch.full((300,), 10)}, "0 to 9, got 10 to 10"),
-        ({"train_labels": torch.full((300,), -1)}, "0 to 9, got -1 to -1"),
-        (
-            {"test_images": torch.zeros(100, 1, 28, 28)},
-            r"test_images must be uint8 \[N, 1, 28, 28\], got torch.float32",
-        ),
-        ({"test_images": torch.zeros(100, 28, 28, dtype=torch.uint8)}, r"got torch.uint8 \[100, 28, 28\]"),
+        ({"train_images": torch.zeros(0, 28, 28, dtype=torch.uint8), "train_labels": []}, "train_images is empty"),
+        ({"test_labels": [0] * 99}, "test_labels must be one an image, 100, got 99"),
+        ({"test_images": torch.zeros(100, 1, 28, 28)}, "test_images must be uint8, 0 to 255, got torch.float32"),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_refused(change, message):
