@@ -120,13 +120,13 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
 	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; fi
 
-# A failed notebook is kept for reading; a finished one appears in one step. A status from 128 on: it was told to end.
+# A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
                            $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
 	@mkdir -p "$(@D)"
 	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --log-output $$(sed 1q "$(RUNS)/parameters") \
 	  $< "$(abspath $(@D))/.$*.ipynb" || { \
-	  [ $$? -lt 128 ] || exit 1; \
+	  case $$? in 129|130|143) exit 1;; esac; \
 	  mv -f "$(@D)/.$*.ipynb" "$(@D)/$*.failed.ipynb"; \
 	  echo "error: notebooks/$*.ipynb failed: read $(@D)/$*.failed.ipynb" >&2; exit 1; }
 	@rm -f "$(@D)/$*.failed.ipynb"

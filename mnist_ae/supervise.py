@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -24,7 +25,8 @@ def main(arguments: list[str]) -> int:
     """
     told: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: told.append(number))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda number, _: told.append(number))
     parent, task = os.getppid(), psutil.Popen([sys.executable, *arguments])
     while task.poll() is None and not told:
         time.sleep(0.05)
@@ -33,11 +35,13 @@ def main(arguments: list[str]) -> int:
     if not told:
         return task.returncode if task.returncode >= 0 else 128 - task.returncode
     family = psutil.Process().children(recursive=True)
-    if told[0] != signal.SIGINT and task.poll() is None:  # a terminal's Ctrl-C has reached it already
-        task.send_signal(signal.SIGINT)
+    if told[0] != signal.SIGINT:  # a terminal's Ctrl-C has reached it already
+        with suppress(psutil.NoSuchProcess):
+            task.send_signal(signal.SIGINT)
     _, alive = psutil.wait_procs(family, timeout=PATIENCE)
     for process in {*alive, *psutil.Process().children(recursive=True)}:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return 128 + told[0]
 
 
