@@ -120,8 +120,12 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
 	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; fi
 
+# The tables that notebooks read, here or of another data set; sweep and ladder write them.
+FIGURED = $(RUNS:%runs=%figures)
+TABLES = $(wildcard $(foreach table,seeds ladder ten_digits,$(FIGURED)/$(table).csv $(FIGURED)/*/$(table).csv))
+
 # A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.
-$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
+$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(TABLES) $(RUNS)/parameters \
                            $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
 	@mkdir -p "$(@D)"
 	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --log-output $$(sed 1q "$(RUNS)/parameters") \

@@ -286,9 +286,9 @@ def _place(folder: Path, file: str) -> Path:
 
 
 def _held(folder: Path) -> str:
-    """What lies in a folder, or else above it, as words for a message; nothing where nothing does."""
-    for place in (folder, folder.parent):
-        if names := sorted(path.name for path in place.glob("[!.]*") if path != folder):
+    """What lies in NAME/raw, or else above it, as words for a message; nothing where nothing does."""
+    for place in (folder, folder.parent, folder.parent.parent):
+        if names := sorted(path.name for path in place.glob("[!.]*") if path not in (folder, folder.parent)):
             return f" ({place} holds {', '.join(names[:6])}{' ...' if len(names) > 6 else ''})"
     return ""
 

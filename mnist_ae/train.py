@@ -269,11 +269,16 @@ def reconstruct(model: nn.Module, images: ArrayLike) -> Tensor:
 
 
 @torch.no_grad()
-def decode(model: nn.Module, codes: Tensor) -> Tensor:
+def decode(model: nn.Module, codes: ArrayLike) -> Tensor:
     """What the decoder draws for codes [N, 10], in the model's normalised units: float32 [N, 1, 28, 28].
+
+    ValueError for codes of another shape.
 
     >>> from mnist_ae import models
     >>> decode(models.PostAutoencoder(), torch.eye(10)).shape
     torch.Size([10, 1, 28, 28])
     """
+    codes = torch.as_tensor(codes, dtype=torch.float32)
+    if codes.ndim != 2 or codes.shape[1] != 10:
+        raise ValueError(f"codes must be [N, 10], got {list(codes.shape)}")
     return model.decoder(codes.to(next(model.parameters()).device)).cpu()

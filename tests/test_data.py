@@ -303,6 +303,14 @@ def test_files_of_no_known_name_are_named(tmp_path, no_network):
     (lay_out({}, tmp_path) / "archive.zip").write_bytes(b"PK")
     with pytest.warns(UserWarning, match=r"NOT MNIST.* MNIST is not in .* \(.*raw holds archive.zip\) and could not"):
         data.load("auto", tmp_path)
+    for file in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+    ):  # the data's own folder is named, not the one above
+        (tmp_path / file).write_bytes(b"")
+    (tmp_path / "MNIST" / "raw" / "archive.zip").unlink()
+    with pytest.warns(UserWarning, match=rf"\({tmp_path} holds train-images-idx3-ubyte, train-labels"):
+        data.load("auto", tmp_path)
     (lay_out({}, tmp_path, "Own") / "mnist.csv").write_text("5,0,0")
     with pytest.raises(data.DataError, match=rf"{IMAGES} is missing \(.*raw holds mnist.csv\)"):
         data.load("Own", tmp_path)

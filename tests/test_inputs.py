@@ -160,6 +160,15 @@ def test_images_of_another_size_colour_or_type_are_refused_by_name(images, messa
         assert "\n" not in str(error.value)
 
 
+def test_codes_are_ten_numbers_each_of_any_type(model):
+    expected = train.decode(model, torch.eye(10))
+    for spelt in (np.eye(10), np.eye(10, dtype=int), np.eye(10).tolist(), torch.eye(10, dtype=torch.float64)):
+        torch.testing.assert_close(train.decode(model, spelt), expected)
+    for wrong in (np.eye(10)[0], np.eye(9), np.zeros((2, 10, 1))):
+        with pytest.raises(ValueError, match=r"codes must be \[N, 10\], got \["):
+            train.decode(model, wrong)
+
+
 def test_dark_ink_on_white_paper_is_named(digits, model):
     white = 255 - digits.test_images[:50]
     for use in (
