@@ -1,5 +1,5 @@
 # `make` alone prints the tasks. Every task first creates .venv with the pinned dependencies, unless another Python is
-# named, as with conda: make run-notebooks PYTHON=python
+# named, as with conda: make run-notebooks PYTHON=python (a command: PYTHON="'/my env/bin/python'" has a space in its path).
 DATASET ?= auto#    auto, MNIST, FashionMNIST, KMNIST, digits, or a folder of your own
 EPOCHS  ?= 20#      1 to 10,000
 SEED    ?= 0#       a whole number
@@ -40,8 +40,12 @@ UNKNOWN := $(filter-out $(VARIABLES),$(foreach name,$(.VARIABLES),$(if $(filter 
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN): choose among $(wordlist 1,10,$(VARIABLES)))
 endif
-ifneq ($(notdir $(MAKEFILE_LIST)),$(strip $(MAKEFILE_LIST)))
+ifneq ($(realpath $(lastword $(MAKEFILE_LIST))),$(realpath Makefile))
 $(error make works in the folder of its Makefile: go there, or use make -C)
+endif
+
+ifneq ($(if $(UNFIT),$(filter run-notebooks,$(MAKECMDGOALS))),)
+$(error MNIST_AE_OUT is '$(OUT)', and make cannot work with $(UNFIT) in it: choose another folder, or make a link to it)
 endif
 
 .PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ladder bench lint clean FORCE
@@ -112,7 +116,6 @@ clean: ## delete what was written into runs/, and caches; figures/, data/ and .v
 # Rewritten only when a parameter or the data changed, so that make knows what is out of date; fails on a parameter or a
 # data file that cannot be used, before anything runs, and where another make ($$PPID) is at work.
 $(RUNS)/parameters: FORCE $(ENVIRONMENT)
-	@$(if $(UNFIT),$(error MNIST_AE_OUT is '$(OUT)', and make cannot work with $(UNFIT) in it: choose another folder, or make a link to it))
 	@parameters=$$($(TASK) check $(PARAMETERS)) && mkdir -p "$(@D)" && \
 	  other=$$(cat "$(RUNS)/make.pid" 2> /dev/null || echo $$PPID) && \
 	  if [ $$other != $$PPID ] && kill -0 $$other 2> /dev/null; then \
@@ -120,15 +123,11 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
 	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; fi
 
-# The tables that notebooks read, here or of another data set; sweep and ladder write them.
-FIGURED = $(RUNS:%runs=%figures)
-TABLES = $(wildcard $(foreach table,seeds ladder ten_digits,$(FIGURED)/$(table).csv $(FIGURED)/*/$(table).csv))
-
 # A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.
-$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(TABLES) $(RUNS)/parameters \
+$(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
                            $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
 	@mkdir -p "$(@D)"
-	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --log-output $$(sed 1q "$(RUNS)/parameters") \
+	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --language python --log-output $$(sed 1q "$(RUNS)/parameters") \
 	  $< "$(abspath $(@D))/.$*.ipynb" || { \
 	  case $$? in 129|130|143) exit 1;; esac; \
 	  mv -f "$(@D)/.$*.ipynb" "$(@D)/$*.failed.ipynb"; \
@@ -139,3 +138,6 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(TABLES) 
 # 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,02_inspect_codes 03_cluster_to_label 05_ten_digits): $(RUNS)/notebooks/01_train.ipynb
 $(RUNS)/notebooks/06_seeds.ipynb: $(RUNS)/notebooks/05_ten_digits.ipynb
+# What sweep and ladder write is read by these.
+$(patsubst %,$(RUNS)/notebooks/%.ipynb,03_cluster_to_label 04_beyond_forty 05_ten_digits 06_seeds): \
+  $(wildcard $(foreach table,seeds ladder ten_digits,$(RUNS:%runs=%figures)/$(table).csv $(RUNS:%runs=%figures)/*/$(table).csv))

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             digits = data.load(options.dataset)
         for warning in caught:
             print(f"\n{'*' * 100}\n{warning.message}\n{'*' * 100}\n", file=sys.stderr)
-    except (ValueError, data.DataError) as error:
+    except (ValueError, OSError, data.DataError) as error:
         sys.exit(f"error: {error}")
 
     if options.task == "check":

@@ -80,10 +80,11 @@ def as_images(images: ArrayLike) -> Tensor:
     torch.Size([3, 1, 28, 28])
     """
     if not isinstance(images, Tensor):
-        array = np.array(images)  # a copy: torch takes no reversed and no read-only array
-        if array.dtype.kind not in "iufb":
-            raise ValueError(f"images must be numbers, got {array.dtype}")
-        images = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        try:
+            array = np.array(images)  # a copy: torch takes no reversed and no read-only array
+            images = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        except (TypeError, ValueError) as error:  # text, or lists of different lengths
+            raise ValueError(f"images must be numbers, [N, 28, 28], got {type(images).__name__}: {error}") from error
     check_pixels(images)
     shape = list(images.shape)
     images = images[:, None] if images.ndim == 3 else images
@@ -102,10 +103,12 @@ def as_labels(labels: ArrayLike, name: str = "labels") -> np.ndarray:
     array([3, 7])
     """
     try:
-        values = np.asarray(labels)
-        numbers = values.astype(np.float64 if values.dtype.kind in "iufO" else "no number")
-    except (TypeError, ValueError) as error:  # text, a missing value of pandas
-        raise ValueError(f"{name} must be whole numbers from 0 to 9, got {values.dtype}") from error
+        values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+        if values.dtype.kind not in "iufO" or any(type(value) is str for value in values.flat):
+            raise TypeError(f"they are {values.dtype}")
+        numbers = values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:  # text, a missing value, lists of different lengths
+        raise ValueError(f"{name} must be whole numbers from 0 to 9, got {type(labels).__name__}: {error}") from error
     if numbers.ndim != 1:
         raise ValueError(f"{name} must be [N], got {list(numbers.shape)}")
     wrong = np.flatnonzero(~((numbers >= 0) & (numbers <= 9) & (numbers == np.floor(numbers))))  # NaN is wrong, too
@@ -195,7 +198,7 @@ def _data_root(root: str | Path | None) -> Path:
     """The folder to look in: the argument, else $MNIST_AE_DATA, else data/."""
     if root is not None:
         return Path(root).expanduser().absolute()
-    return (files.HOME / Path(os.environ.get("MNIST_AE_DATA") or "data").expanduser()).resolve()
+    return files.named(os.environ.get("MNIST_AE_DATA") or "data").resolve()
 
 
 def _load_own(name: str, root: Path) -> Digits:

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import pickle
 import platform
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -161,12 +162,15 @@ def _check_model(recipe: AnyRecipe) -> None:
     lacking = [name for name in ("encoder", "decoder", "normalise") if not hasattr(model, name)]
     if lacking:
         raise ValueError(f"the model of recipe {recipe.name!r} has no {', no '.join(lacking)}")
-    codes = train.encode(model, blank)
-    if codes.shape != (2, 10):
-        raise ValueError(f"recipe {recipe.name!r}: codes of 2 images must be [2, 10], not {list(codes.shape)}")
-    drawn = train.decode(model, codes)
-    if drawn.shape != blank.shape:
-        raise ValueError(f"recipe {recipe.name!r}: 2 decoded codes must be [2, 1, 28, 28], not {list(drawn.shape)}")
+    try:
+        codes = train.encode(model, blank)
+        if codes.shape != (2, 10):
+            raise ValueError(f"codes of 2 images must be [2, 10], not {list(codes.shape)}")
+        drawn = train.decode(model, codes)
+        if drawn.shape != blank.shape:
+            raise ValueError(f"2 decoded codes must be [2, 1, 28, 28], not {list(drawn.shape)}")
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # layers that do not fit, a tuple for a code
+        raise ValueError(f"the model of recipe {recipe.name!r} cannot be scored: {error}") from error
 
 
 def _train(
@@ -228,9 +232,16 @@ def load(recipe: AnyRecipe, seed: int, digits: data.Digits, out_dir: Path, *, de
 
 def _identity(recipe: AnyRecipe, seed: int, digits: data.Digits, device: str) -> dict:
     """What must agree for a run to be reused or continued. Code: the files that decide the weights."""
+
+    def plain(value: object) -> object:
+        number = train.plain(value)
+        if number is value:  # json would find a circle
+            raise ValueError(f"recipe {recipe.name!r} must hold numbers, text and tuples, got {value!r}")
+        return number
+
     code = b"".join(Path(module.__file__).read_bytes() for module in (augment, models, losses, train, ten_digits))
     return {
-        "recipe": json.loads(json.dumps(asdict(recipe), default=train.plain)),  # as metrics.json gives it back
+        "recipe": json.loads(json.dumps(asdict(recipe), default=plain)),  # as metrics.json gives it back
         "seed": seed,
         "data": {"name": digits.name, "sha256": digits.checksum},
         "code": hashlib.sha256(code).hexdigest(),
@@ -342,6 +353,11 @@ def sweep(
                     pd.concat([rows, pd.DataFrame([job.result()])]).drop_duplicates(key, keep="last").sort_values(key)
                 )
                 files.write(path, rows.to_csv(index=False, float_format="%.6g").encode())
+        except BrokenExecutor as error:
+            raise BrokenExecutor(
+                "a worker process ended: killed, out of memory, or the script that calls sweep does so at each import "
+                'and not under `if __name__ == "__main__":`'
+            ) from error
         finally:
             for job in running:
                 job.cancel()
@@ -349,13 +365,15 @@ def sweep(
 
 
 def _check_importable(recipe: AnyRecipe) -> None:
-    """ValueError, in one sentence, where a new process cannot find the recipe's class: it reads modules and scripts."""
-    kind = type(recipe)
-    nowhere = kind.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
-    if nowhere or "<locals>" in kind.__qualname__:
-        raise ValueError(
-            f"recipe {recipe.name!r}: worker processes cannot import {kind.__name__} from here: put it into a module"
-        )
+    """ValueError, in one sentence, where a new process cannot import the recipe's classes, as those of a notebook."""
+    main = getattr(sys.modules["__main__"], "__file__", None)  # None in a notebook, no file where Python reads a pipe
+    try:
+        pickled = pickle.dumps(recipe)
+        found = Path(main).is_file() if main else b"__main__" not in pickled
+    except (pickle.PicklingError, AttributeError, TypeError):  # a class within a function, or a lambda in a field
+        found = False
+    if not found:
+        raise ValueError(f"recipe {recipe.name!r}: worker processes cannot import it from here: put it into a module")
 
 
 @contextmanager

@@ -10,13 +10,6 @@ from pathlib import Path
 _SOURCE = Path(__file__).resolve().parents[1]
 HOME = _SOURCE if (_SOURCE / "pyproject.toml").exists() else Path.cwd()
 
-# What the project writes into `runs_folder()`, and so what `clean` may delete there.
-_WRITTEN = (
-    *("parameters", "parameters.new", "make.pid", "notebooks/[0-9][0-9]_*.ipynb", "notebooks/.[0-9][0-9]_*.ipynb"),
-    *(f"{run}-epochs-seed-*/{file}" for run in ("*", "sweep/*") for file in ("*.pt", "*.json", ".lock", ".*.tmp")),
-    *("screenshots/*.png", "numba/*/*.nb[ci]"),
-)
-
 
 def runs_folder() -> Path:
     """Checkpoints and executed notebooks: $MNIST_AE_OUT/runs, by default `runs/` in the repository.
@@ -37,13 +30,25 @@ def figures_folder(dataset: str) -> Path:
 
 
 def _out() -> Path:
-    return HOME / Path(os.environ.get("MNIST_AE_OUT", "")).expanduser()
+    return named(os.environ.get("MNIST_AE_OUT", ""))
+
+
+def named(folder: str) -> Path:
+    """A folder as people name it in the environment: ~ is their home, what is relative counts from the repository.
+
+    >>> named("some/where") == HOME / "some" / "where"
+    True
+    """
+    path = Path(folder)
+    with suppress(RuntimeError):  # ~somebody who is no user here: a name like any other
+        path = path.expanduser()
+    return HOME / path
 
 
 def clean() -> None:
     """Delete what the project wrote into `runs_folder()`, and folders that this leaves empty; nothing behind a link.
 
-    SystemExit where that folder is itself a link. `make clean` calls it with any Python, whatever is installed there.
+    SystemExit where that folder is itself a link. `make clean` calls it with any Python from 3.9 on, no package needed.
 
     >>> write(runs_folder() / "post-MNIST-20-epochs-seed-0" / "model.pt", b"")
     >>> write(runs_folder() / "letter.txt", b"somebody else's")
@@ -54,7 +59,14 @@ def clean() -> None:
     runs = runs_folder()
     if runs.is_symlink():
         sys.exit(f"error: {runs} is a link to {runs.readlink()}: delete by hand what lies there")
-    for path in [path for pattern in _WRITTEN for path in runs.glob(pattern)]:
+    names = ("model.pt", "checkpoint.pt", "metrics.json", ".lock", ".*.tmp")
+    written = ["parameters", "parameters.new", "make.pid", "screenshots/*.png", "numba/*/*.nb[ci]"]
+    written += [f"{run}-epochs-seed-[0-9]*/{name}" for run in ("*", "sweep/*") for name in names]
+    for notebook in HOME.glob("notebooks/*.ipynb"):
+        written += [
+            f"notebooks/{name}.ipynb" for name in (notebook.stem, f".{notebook.stem}", f"{notebook.stem}.failed")
+        ]
+    for path in [path for pattern in written for path in runs.glob(pattern)]:
         inside = path.parent.relative_to(runs)
         if path.parent.resolve() == runs.resolve() / inside and not path.is_dir():
             path.unlink()

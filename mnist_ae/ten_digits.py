@@ -74,6 +74,9 @@ class Start:
     blind: float = 0.3
     post: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", train.whole_number("epochs", self.epochs, 1, 10_000))
+
     def model(self) -> nn.Module:
         return models.PostAutoencoder(reachable=True) if self.post else models.TenNeurons(self.holes)
 
@@ -135,6 +138,8 @@ class Student:
     surest: float = 0.9
     windows: float = 0.0
     blind: float = 0.0
+
+    __post_init__ = Start.__post_init__
 
 
 @dataclass(frozen=True)

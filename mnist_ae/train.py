@@ -17,9 +17,10 @@ ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; with more
 
 
 # With more threads than OpenMP may start, a step waits for ever for the ones that are missing.
-_limit = os.environ.get("OMP_THREAD_LIMIT", "")
+_limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
 THREAD_LIMIT = max(int(_limit), 1) if _limit.isdigit() else 256
-torch.set_num_threads(min(torch.get_num_threads(), THREAD_LIMIT))
+if torch.get_num_threads() > THREAD_LIMIT:
+    torch.set_num_threads(THREAD_LIMIT)
 
 
 def plain(value: object) -> object:

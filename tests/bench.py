@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from mnist_ae import augment, baselines, confusion, data, experiment, models, plots, ten_digits, train
+from mnist_ae.__main__ import number
 
 REPEATS = 5
 Clock = Callable[[], float]  # does the work once -> seconds
@@ -492,7 +493,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 def main() -> None:
     """MNIST only: torchvision's loop, with which ours is compared, knows no other of the same size on every machine."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=number, default=2)
     try:
         experiment.check_parameters(epochs=1, seed=0, device="cpu", threads=parser.parse_args().threads)
         digits = data.load("MNIST")

@@ -18,7 +18,7 @@ chmod -R a-w repo site home
 trap 'chmod -R u+w "$folder"' EXIT
 
 # Root may write anywhere: it lays that down.
-as_reader=()
+as_reader=(env)
 if [ "$(id -u)" = 0 ]; then
   as_reader=(setpriv --bounding-set=-all --inh-caps=-all)
   "${as_reader[@]}" true 2> /dev/null || { echo "skipped: root cannot lay down its rights here"; exit 0; }

@@ -19,6 +19,7 @@ TAKEN_LABELS = {
     "uint8": np.array(DIGITS, np.uint8),
     "big-endian": np.array(DIGITS, ">i4"),
     "torch": torch.tensor(DIGITS),
+    "torch, with a gradient": torch.tensor(DIGITS, dtype=torch.float32, requires_grad=True),
     "whole floats": np.array(DIGITS, np.float32),
     "pandas": pd.Series(DIGITS, index=[5, 6, 7]),
     "pandas, nullable": pd.Series(DIGITS, dtype="Int64"),
@@ -30,17 +31,22 @@ REFUSED_LABELS = {
     "infinity": ([float("inf"), 3, 9], "got inf at place 0"),
     "negative": ([0, -1, 9], "got -1 at place 1"),
     "ten": ([10, 3, 9], "got 10 at place 0"),
-    "text": (["0", "3", "9"], "must be whole numbers from 0 to 9, got <U1"),
+    "text": (["0", "3", "9"], "must be whole numbers from 0 to 9, got list: they are <U1"),
+    "text in a table": (pd.Series(["0", "3", "9"], dtype=object), "got Series: they are object"),
+    "lists of different lengths": ([[0], [3, 9], []], "got list: "),
+    "beyond any float": ([0, 3, 10**400], "got list: "),
     "missing": (pd.Series([0, None, 9], dtype="Int64"), "got nan at place 1"),
     "none": ([0, None, 9], "got nan at place 1"),
-    "truth values": ([True, False, True], "must be whole numbers from 0 to 9, got bool"),
+    "truth values": ([True, False, True], "got list: they are bool"),
     "one-hot": (np.eye(10)[DIGITS], r"must be \[N\], got \[3, 10\]"),
 }
 
 
 def uses_of_labels(labels):
     """{place that takes labels: call}."""
-    blank, ten = torch.zeros(3, 1, 28, 28, dtype=torch.uint8), np.resize(np.asarray(labels), 10)
+    blank = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    plain = labels.tolist() if hasattr(labels, "tolist") else labels
+    ten = (4 * plain)[:10]
     return {
         "confusion_matrix": lambda: confusion.confusion_matrix(labels, np.eye(10)[DIGITS]),
         "group_means": lambda: codes.group_means(np.zeros((3, 2)), labels),
@@ -141,8 +147,9 @@ def test_images_are_images_in_any_spelling(spelling, model, digits):
         (np.full((3, 28, 28), 255.0), r"outside \[0, 1\]"),
         (np.full((3, 28, 28), -0.1), r"outside \[0, 1\]"),
         (torch.full((3, 1, 28, 28), float("nan")), "NaN or outside"),
-        (np.full((3, 28, 28), "ink"), "got <U3"),
-        (None, "got object"),
+        (np.full((3, 28, 28), "ink"), "must be numbers, .*got ndarray: "),
+        (None, "got NoneType"),
+        ([[1.0], [2.0, 3.0]], "must be numbers, .*got list: "),
     ],
 )
 def test_images_of_another_size_colour_or_type_are_refused_by_name(images, message, model):
@@ -246,10 +253,18 @@ class Plain(Own):
         return nn.Linear(10, 10)
 
 
+class Unfit(Own):
+    def model(self):
+        model = super().model()
+        model.encoder.append(nn.Linear(100, 10))
+        return model
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Own(width=2), r"recipe 'own': codes of 2 images must be \[2, 10\], not \[2, 2\]"),
+        (Own(width=2), r"recipe 'own' cannot be scored: codes of 2 images must be \[2, 10\], not \[2, 2\]"),
+        (Unfit(), "recipe 'own' cannot be scored: .*mat1 and mat2 shapes cannot be multiplied"),
         (Own(width=32), r"not \[2, 32\]"),
         (Own(side=32), r"2 decoded codes must be \[2, 1, 28, 28\], not \[2, 1, 32, 32\]"),
         (Plain(), "the model of recipe 'own' has no encoder, no decoder, no normalise"),
@@ -270,18 +285,38 @@ def in_new_python(code, **environment):
     return done.returncode, (done.stderr or done.stdout).strip().splitlines()[-1]
 
 
+PART = "experiment.ten_digits.Recipe(starts=(Mine(),))"
+
+
+def test_a_script_without_a_main_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from mnist_ae import experiment; experiment.sweep([experiment.POST], [0], dataset='digits')")
+    environment = os.environ | {"MNIST_AE_OUT": str(tmp_path / "out")}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert "BrokenExecutor: a worker process ended" in done.stderr.strip().splitlines()[-1]
+    assert 'not under `if __name__ == "__main__":`' in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_recipe_that_holds_what_no_file_can_is_refused_by_name(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"recipe 'post' must hold numbers, text and tuples, got array\(\[1, 2\]\)"):
+        experiment.run(replace(experiment.POST, lr=np.array([1, 2])), 0, digits, tmp_path)
+
+
 def test_a_sweep_over_a_recipe_that_only_a_notebook_knows_is_refused_in_one_sentence(tmp_path):
     code = "from mnist_ae import experiment\nclass Mine(experiment.Recipe): pass\n"
     code += "experiment.sweep([Mine('mine', epochs=1)], [0], dataset='digits')"
     status, said = in_new_python(code, MNIST_AE_OUT=str(tmp_path / "out"))
     assert status == 1
-    assert said == "ValueError: recipe 'mine': worker processes cannot import Mine from here: put it into a module"
+    assert said == "ValueError: recipe 'mine': worker processes cannot import it from here: put it into a module"
     assert not (tmp_path / "out").exists()
+    code = code.replace("Recipe): pass", "ten_digits.Start): pass").replace("Mine('mine', epochs=1)", PART)
+    status, said = in_new_python(code, MNIST_AE_OUT=str(tmp_path / "out"))
+    assert (status, said[:32]) == (1, "ValueError: recipe 'ten-digits':"), "a part of a recipe is looked at, too"
 
     class Local(experiment.Recipe):
         pass
 
-    with pytest.raises(ValueError, match="cannot import Local from here"):
+    with pytest.raises(ValueError, match="recipe 'local': worker processes cannot import it from here"):
         experiment.sweep([Local("local", epochs=1)], [0], dataset="digits")
 
 

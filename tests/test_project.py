@@ -251,7 +251,17 @@ def test_clean_deletes_what_the_project_wrote_and_nothing_else_whatever_the_fold
 ):
     """Beside the folder lie those that its name, unquoted, would mean; in it lies what others wrote."""
     out, elsewhere = tmp_path / name, tmp_path / "elsewhere"
-    others = ("letter.txt", f"{RUN}/notes.txt", "notebooks/mine.ipynb", "tensorboard/model.pt", "sweep/model.pt")
+    others = (
+        "letter.txt",
+        f"{RUN}/notes.txt",
+        "notebooks/mine.ipynb",
+        "tensorboard/model.pt",
+        "sweep/model.pt",
+        f"{RUN}/my.pt",
+        f"{RUN}/a.json",
+        "my-epochs-seed-notes/model.pt",
+        "notebooks/99_mine.ipynb",
+    )
     if name == "link":
         elsewhere.mkdir()
         out.symlink_to(elsewhere)
@@ -262,6 +272,7 @@ def test_clean_deletes_what_the_project_wrote_and_nothing_else_whatever_the_fold
     (out / "runs" / "x-epochs-seed-1").symlink_to(tmp_path / "link-target")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(files, "HOME", tmp_path)
+    laid_out(tmp_path, "notebooks/01_train.ipynb")
     if name.startswith("-"):  # relative: it counts from the repository
         monkeypatch.setenv("MNIST_AE_OUT", name)
         files.clean()
@@ -271,7 +282,7 @@ def test_clean_deletes_what_the_project_wrote_and_nothing_else_whatever_the_fold
     gone = before - {path for path in tmp_path.rglob("*") if path.is_file()}
     assert gone == {out.resolve() / "runs" / path for path in WRITTEN}
     assert sorted(path.name for path in (out / "runs").iterdir()) == sorted(
-        ["letter.txt", RUN, "notebooks", "tensorboard", "sweep", "x-epochs-seed-1"]
+        ["letter.txt", RUN, "my-epochs-seed-notes", "notebooks", "tensorboard", "sweep", "x-epochs-seed-1"]
     )
 
 
@@ -425,7 +436,7 @@ def test_a_failed_notebook_is_kept_and_named(tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "mnist_ae", "notebooks"):
         (copy / name).parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
-    elsewhere = {"display_name": "my env", "language": "python", "name": "my-env"}  # as VS Code leaves it
+    elsewhere = {"display_name": "my env", "name": "my-env"}  # as VS Code leaves it
     broken = nbformat.v4.new_notebook(metadata={"kernelspec": elsewhere})
     broken.cells = [
         nbformat.v4.new_code_cell("epochs = 1", metadata={"tags": ["parameters"]}),
