@@ -215,6 +215,8 @@ def _load_own(name: str, root: Path) -> Digits:
     digits = _digits(name, [_read_idx(_place(folder, f), (None, *shape[1:]), None) for f, shape in FILES.items()])
     for part, least in LEAST.items():
         found = getattr(digits, f"{part}_labels").bincount(minlength=10)
+        if (brightest := getattr(digits, f"{part}_images").max()) < 128:
+            raise DataError(f"{name}: its brightest {part} pixel is {brightest}, where 255 is ink and 0 background")
         if missing := (found == 0).nonzero().flatten().tolist():
             lacking = " and no ".join(map(str, missing))
             raise DataError(f"{name} has no {lacking} among its {part} labels: all ten digits must be in both parts")

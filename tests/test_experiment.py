@@ -174,6 +174,7 @@ def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch
         ("--seed", "-1", "seed must be a whole number"),
         ("--threads", "0", "threads must be a whole number from 1 to 256"),
         ("--device", "gpu", "unknown device 'gpu'"),
+        ("--recipe", "foo", "unknown recipe 'foo': choose one of ten-digits, post"),
         ("--seeds", "0", "seeds must be a whole number from 1"),
     ],
 )
