@@ -304,10 +304,7 @@ def test_files_of_no_known_name_are_named(tmp_path, no_network):
     (lay_out({}, tmp_path) / "archive.zip").write_bytes(b"PK")
     with pytest.warns(UserWarning, match=r"NOT MNIST.* MNIST is not in .* \(.*raw holds archive.zip\) and could not"):
         data.load("auto", tmp_path)
-    for file in (
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-    ):  # the data's own folder is named, not the one above
+    for file in (IMAGES, LABELS):  # MNIST_AE_DATA names the folder of the files, not the one above MNIST/raw
         (tmp_path / file).write_bytes(b"")
     (tmp_path / "MNIST" / "raw" / "archive.zip").unlink()
     with pytest.warns(UserWarning, match=rf"\({tmp_path} holds train-images-idx3-ubyte, train-labels"):

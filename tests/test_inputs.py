@@ -153,10 +153,12 @@ def test_images_are_images_in_any_spelling(spelling, model, digits):
     ],
 )
 def test_images_of_another_size_colour_or_type_are_refused_by_name(images, message, model):
+    post = models.PostAutoencoder()
+    before = post.state_dict()["encoder.0.weight"].clone()
     for use in (
         lambda: train.encode(model, images),
-        lambda: train.reconstruct(models.PostAutoencoder(), images),
-        lambda: train.fit(models.PostAutoencoder(), images, epochs=1, progress=False),
+        lambda: train.reconstruct(post, images),
+        lambda: train.fit(post, images, epochs=1, progress=False),
         lambda: ten_digits.Start().fit(images, 0, device="cpu", progress=False),
         lambda: experiment.TEN_DIGITS.fit(images, 0, device="cpu", progress=False),
         lambda: baselines.kmeans_clusters(images, images, 0),
@@ -165,6 +167,7 @@ def test_images_of_another_size_colour_or_type_are_refused_by_name(images, messa
         with pytest.raises(ValueError, match=message) as error:
             use()
         assert "\n" not in str(error.value)
+    assert torch.equal(post.state_dict()["encoder.0.weight"], before), "refused before the first step"
 
 
 def test_codes_are_ten_numbers_each_of_any_type(model):
