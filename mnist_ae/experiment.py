@@ -62,15 +62,15 @@ class Recipe:
         resume: dict | None = None,
     ) -> tuple[nn.Module, list[dict]]:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `train.fit` returns."""
-        model = ten_digits.born(self.model, seed)
+        model = train.born(self.model, seed)
         options = {name: getattr(self, name) for name in ("epochs", "batch_size", "lr", "momentum")}
         options |= {"seed": seed, "device": device, "progress": progress, "on_epoch": on_epoch, "resume": resume}
         return model, train.fit(model, images, **options)
 
 
-AnyRecipe = Recipe | ten_digits.Start | ten_digits.Recipe
+AnyRecipe = Recipe | ten_digits.Network | ten_digits.TenDigits
 POST = Recipe()
-TEN_DIGITS = ten_digits.Recipe()
+TEN_DIGITS = ten_digits.TenDigits()
 
 WATCHED = 20  # the first test images, whose reconstructions are kept as training goes on
 SCHEDULER_TIMEOUT = 15  # seconds without an answer
@@ -158,7 +158,7 @@ def _seed(seed: int) -> int:
 
 def _check_model(recipe: AnyRecipe) -> None:
     """ValueError, in one sentence, for a model that could not be scored after its training."""
-    model, blank = ten_digits.born(recipe.model, 0), torch.zeros(2, 1, 28, 28)
+    model, blank = train.born(recipe.model, 0), torch.zeros(2, 1, 28, 28)
     lacking = [name for name in ("encoder", "decoder", "normalise") if not hasattr(model, name)]
     if lacking:
         raise ValueError(f"the model of recipe {recipe.name!r} has no {', no '.join(lacking)}")

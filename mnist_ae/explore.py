@@ -140,7 +140,7 @@ def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
     """Draw a digit with the mouse, and watch which neuron fires; it is read as `like_mnist` prepares it.
 
     >>> from mnist_ae import models
-    >>> widget = paint(models.TenNeurons(holes=True), [f"neuron {k}" for k in range(10)])
+    >>> widget = paint(models.TenNeurons(), [f"neuron {k}" for k in range(10)])
     """
     canvas = Canvas(width=CANVAS, height=CANVAS, layout={"border": "1px solid #949494"})
     canvas.line_width, canvas.line_cap = PEN, "round"

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from mnist_ae.experiment import POST, TEN_DIGITS, AnyRecipe, Recipe
-from mnist_ae.ten_digits import Recipe as TenDigits
-from mnist_ae.ten_digits import Start, Student
+from mnist_ae.ten_digits import Network
 
 EPOCHS = 3  # of every rung that is one network, so that they can be compared
+PLAIN = {"epochs": EPOCHS, "heads": 1, "canonical": False, "holes": False}
 
 
 @dataclass(frozen=True)
@@ -35,38 +35,43 @@ RUNGS = (
         "A sigmoid cannot draw -0.4 or 2.8. With errors this small, though, the post's rate hardly moves the weights.",
     ),
     Rung(
-        Start("adam", epochs=EPOCHS, information=0, warped=False, post=True),
+        Network("adam", **PLAIN, reconstruction=1, information=0, augmented=False, post=True),
         "+ AdamW, one cycle of the learning rate, averaged weights",
         "The shortest way down: one neuron for all images, and their mean as the drawing. The softmax is stuck there.",
     ),
     Rung(
-        Start("convolutions", epochs=EPOCHS, information=0, warped=False),
+        Network("convolutions", **PLAIN, reconstruction=1, information=0, augmented=False),
         "+ an encoder with strides and batch normalisation, a small decoder",
         "It could tell the digits apart, were it asked to.",
     ),
     Rung(
-        Start("warped", epochs=EPOCHS, information=0),
-        "+ reads a warped image, draws the original",
+        Network("augmented", **PLAIN, reconstruction=1, information=0),
+        "+ reads an augmented image, draws the original",
         "Position and slant are now useless to the code: it has to guess them. What is left is nearer to the digit.",
     ),
     Rung(
-        Start("information", epochs=EPOCHS, reconstruction=0),
+        Network("information", **PLAIN),
         "mutual information and consistency in place of the drawing",
-        "This asks for ten one-hot, equally used codes that no warp changes: the question itself, without labels.",
+        "This asks for ten one-hot, equally used codes that no augmentation changes: the question, without labels.",
     ),
     Rung(
-        Start("both", epochs=EPOCHS),
-        "+ the drawing again: both terms",
-        "Less than a point on average, but the worst of three seeds with it is better than the best without it.",
+        Network("canonical", **PLAIN | {"canonical": True}),
+        "+ images without their slant",
+        "Less that the network has to learn to overlook.",
     ),
     Rung(
-        TenDigits("student", starts=4 * (Start(),), students=(Student(windows=0.5),)),
-        "+ four short starts, their answers weighed, and a student of the surest that often sees a part",
-        "One start knows what another gets wrong; what all get wrong, it learns: no gain over one longer start.",
+        Network("holes", **PLAIN | {"canonical": True, "holes": True}),
+        "+ what the strokes enclose",
+        "A 9 with a curled tail is no 3: it has a hole.",
+    ),
+    Rung(
+        Network("heads", epochs=EPOCHS),
+        "+ eight heads on one trunk, of which mutual information picks one",
+        "A head that merges two digits, by chance, is not picked.",
     ),
     Rung(
         TEN_DIGITS,
-        "+ two of the starts and all students see holes, and a second student learns from the first",
-        "All plain starts take a 9 with a curled tail for a 3. Those that see what is closed do not.",
+        "+ a vote of three such networks teaches a deeper one in its first epoch",
+        "Into which digit a rare style falls is a lottery of the first steps. Three tickets are better than one.",
     ),
 )

@@ -1,10 +1,9 @@
-"""What the label-free recipe asks of codes: to be sure, to use all neurons, to stay the same when the image is warped.
+"""What the label-free recipe asks of codes: to be sure, to use all neurons, to stay the same under augmentation.
 
 A code is a softmax: float [N, 10], not negative, each row with sum 1. All values are in nats.
 """
 
 from torch import Tensor
-from torch.nn import functional as F
 
 SMALLEST = 1e-8  # keeps the logarithm of a code finite
 
@@ -20,24 +19,26 @@ def entropy(codes: Tensor) -> Tensor:
 
 
 def mutual_information(codes: Tensor, balance: float = 1.0) -> Tensor:
-    """balance * H(mean code) - mean H(code): a scalar, at most balance * log(10).
+    """balance * H(mean code) - mean H(code), the means over N: codes [..., N, 10] -> [...], at most balance * log(10).
 
     With balance 1 it is the mutual information of image and neuron. Its first term is largest where all neurons are
-    used equally often, its second where each code is one-hot. (Bridle, Heading and MacKay 1991; IMSAT has balance 4.)
+    used equally often, its second where each code is one-hot. (Bridle, Heading and MacKay 1991, RIM; IMSAT has balance
+    4.)
 
     >>> from torch import eye
     >>> mutual_information(eye(10)).round(decimals=2)  # sure, and all neurons are used
     tensor(2.3000)
     """
-    return balance * entropy(codes.mean(0)) - entropy(codes).mean()
+    return balance * entropy(codes.mean(-2)) - entropy(codes).mean(-1)
 
 
 def consistency(fixed: Tensor, log_codes: Tensor) -> Tensor:
-    """Mean KL divergence of the codes exp(log_codes) [N, 10] from codes held `fixed` [N, 10]: a scalar >= 0.
+    """KL(fixed || exp(log_codes)), the mean over N: codes held fixed [..., N, 10], log codes alike -> [...], >= 0.
 
     >>> from torch import full
     >>> codes = full((4, 10), 0.1)
     >>> consistency(codes, codes.log())
     tensor(0.)
     """
-    return F.kl_div(log_codes, fixed.detach(), reduction="batchmean")
+    fixed = fixed.detach()
+    return (fixed * (fixed.clamp_min(SMALLEST).log() - log_codes)).sum(-1).mean(-1)

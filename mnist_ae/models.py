@@ -1,7 +1,5 @@
 """The post's autoencoder and ours: 28x28 pixels -> 10 numbers -> 28x28 pixels."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,34 +122,39 @@ class _OverlapAdd(torch.autograd.Function):
         return gradient.unfold(1, ctx.k, 1).transpose(2, 3)
 
 
-class TenNeurons(nn.Module):
-    """The autoencoder of the label-free recipe: images float32 [N, 1, 28, 28] in [0, 1] -> the same shape and range.
+class FirstHead(nn.Module):
+    """[N, 10 * heads] -> the softmax of the first ten, [N, 10]."""
 
-    encoder: what `normalise` gives -> code [N, 10], a softmax. decoder: code -> images. Three convolutions that halve
-    the image, with batch normalisation, find what a digit is made of; the decoder sees ten numbers and nothing else.
-    holes: True for an encoder that reads a second channel, [N, 2, 28, 28]: what the strokes enclose.
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :10].softmax(dim=1)
+
+
+class TenNeurons(nn.Module):
+    """The autoencoder of the label-free recipe: what `normalise` gives, float32 -> images [N, 1, 28, 28] in [0, 1].
+
+    encoder: what `normalise` gives -> code [N, 10], a softmax: convolutions that halve the image, with batch
+    normalisation, and two linear layers. decoder: code -> images; it sees ten numbers and nothing else.
+    heads: codes that are learned side by side, of which the first is the code. deeper: True for a fourth convolution.
+    canonical: True to read images without slant; holes: True to read what the strokes enclose, too.
     """
 
-    def __init__(self, holes: bool = False):
+    def __init__(self, heads: int = 1, deeper: bool = False, canonical: bool = True, holes: bool = True):
         super().__init__()
-        self.holes = holes
-        widths = (2 if holes else 1, 16, 32, 64)
-        blocks = [
-            layer
-            for seen, made in pairwise(widths)
-            for layer in (
-                nn.Conv2d(seen, made, kernel_size=5, stride=2, padding=2, bias=False),
-                nn.BatchNorm2d(made),
-                nn.ReLU(),
-            )
-        ]
+        self.canonical, self.holes = canonical, holes
+
+        def block(seen: int, made: int, size: int, stride: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(seen, made, size, stride, padding=size // 2, bias=False)
+            return [convolution, nn.BatchNorm2d(made), nn.ReLU()]
+
         self.encoder = nn.Sequential(
-            *blocks,  # (N, 64, 4, 4)
+            *block(2 if holes else 1, 16, 5, 2),  # (N, 16, 14, 14)
+            *block(16, 32, 5, 2),
+            *(block(32, 64, 3, 1) + block(64, 64, 5, 2) if deeper else block(32, 64, 5, 2)),  # (N, 64, 4, 4)
             nn.Flatten(),
             nn.Linear(1024, 128),
             nn.ReLU(),
-            nn.Linear(128, 10),
-            nn.Softmax(dim=1),
+            nn.Linear(128, 10 * heads),
+            FirstHead(),
         )
         self.decoder = nn.Sequential(
             nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 784), nn.Sigmoid(), nn.Unflatten(1, (1, 28, 28))
@@ -159,12 +162,15 @@ class TenNeurons(nn.Module):
         self.to(memory_format=torch.channels_last)  # a tenth to a third faster on CPUs
 
     def normalise(self, images: Tensor) -> Tensor:
-        """images: uint8 in 0..255 or floating in [0, 1] -> what the encoder reads, in [0, 1].
+        """images: [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> what the encoder reads, in [0, 1].
 
-        [N, 1, 28, 28]; with holes these become [N, 2, 28, 28], and images that come with theirs stay as they are.
+        [N, 1, 28, 28], with holes [N, 2, 28, 28]; images that come with these stay as they are.
         """
         x = pixels(images)
-        return torch.cat([x, augment.holes(x)], dim=1) if self.holes and x.shape[1] == 1 else x
+        if x.shape[1] > 1:
+            return x
+        x = augment.canonical(x) if self.canonical else x
+        return torch.cat([x, augment.holes(x)], dim=1) if self.holes else x
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decoder(self.encoder(images))

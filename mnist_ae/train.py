@@ -1,9 +1,11 @@
 """The training loop and the way back out: fit, encode, reconstruct. Nothing here ever sees a label."""
 
+import copy
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from numpy.typing import ArrayLike
@@ -67,6 +69,7 @@ def pick_device(name: str) -> torch.device:
 
 
 OnEpoch = Callable[[int, nn.Module, dict], None]  # epoch (from 1), model, state: see `minimise`
+Fitted = tuple[nn.Module, list[dict]]
 
 
 def fit(
@@ -229,6 +232,132 @@ def minimise(
             state = {name: part.state_dict() for name, part in stateful.items()}
             on_epoch(epoch, model, state | {"generator": generator.get_state(), "history": history})
     return history
+
+
+BATCH = 128
+LEAST_BATCHES = 400  # in an epoch; MNIST has 468, the bundled digits would have 11
+
+
+def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A new model with the first weights of `seed`; the caller's random numbers are left alone.
+
+    >>> born(lambda: torch.rand(1), 0) == born(lambda: torch.rand(1), 0)
+    tensor([True])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind()
+
+
+def passes(images: int) -> int:
+    """How often an epoch of `learn` passes over the images: once, or, where they are few, as often as makes
+    LEAST_BATCHES. Raises ValueError for less than a batch of images.
+
+    >>> passes(60_000), passes(1_437)
+    (1, 37)
+    """
+    if images < BATCH:
+        raise ValueError(f"{images} images are less than one batch of {BATCH}")
+    return math.ceil(LEAST_BATCHES / (images // BATCH))
+
+
+def with_sights(model: nn.Module, images: Tensor) -> Tensor:
+    """images: uint8 [N, 1, 28, 28] -> uint8 [N, 1 + C, 28, 28]: each image and what the model's encoder reads of it,
+    C channels in [0, 1], computed once for all epochs.
+
+    >>> from mnist_ae import models
+    >>> with_sights(models.TenNeurons(), torch.zeros(3, 1, 28, 28, dtype=torch.uint8)).shape
+    torch.Size([3, 3, 28, 28])
+    """
+    sights = in_batches(model, lambda x: (255 * x).round().to(torch.uint8), images)
+    return torch.cat([images, sights], dim=1)
+
+
+@dataclass
+class Batch:
+    """What a loss of `learn` is given: images float [B, C, 28, 28] in [0, 1], and which ones they are."""
+
+    images: Tensor
+    index: Tensor  # int64 [B] on the CPU, their places in the training set
+    epoch: int  # from 1
+    generator: torch.Generator
+
+
+def learn(
+    model: nn.Module,
+    images: Tensor,
+    loss_of: Callable[[Batch], Tensor],
+    *,
+    epochs: int,
+    warm_up: float,
+    seed: int,
+    bar: tqdm,
+    lr: float = 1e-3,
+    device: str = "cpu",
+    on_epoch: OnEpoch | None = None,
+    resume: dict | None = None,
+) -> list[dict]:
+    """Minimise `loss_of` over images uint8 [N, C, 28, 28]: AdamW, one cycle of the rate, `warm_up` epochs up to `lr`,
+    then down to 0. Leaves in `model` a moving average (EMA) of its weights, which is steadier than the last ones.
+
+    An epoch: see `passes`. on_epoch, resume, what is returned and FloatingPointError: see `minimise`.
+
+    >>> from mnist_ae import models
+    >>> images, model = torch.zeros(128, 2, 28, 28, dtype=torch.uint8), models.TenNeurons()
+    >>> with progress_bar(1, shown=False) as bar:
+    ...     [row] = learn(model, images, lambda b: model(b.images).mean(), epochs=1, warm_up=0.5, seed=0, bar=bar)
+    >>> row["images"] // BATCH  # so few images are seen again and again
+    400
+    """
+    place, rounds = pick_device(device), passes(len(images))
+    steps = len(images) * rounds // BATCH
+    images, model = images.to(place), model.to(place).train()
+    average = copy.deepcopy(model).eval()  # torch's AveragedModel would wait for a GPU in each step
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4, fused=True)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm_up / epochs)
+    generator = torch.Generator().manual_seed(seed)
+
+    def batches() -> Sequence[Tensor]:
+        order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])
+        return order[: steps * BATCH].split(BATCH)
+
+    def loss(index: Tensor, epoch: int) -> Tensor:
+        chosen = images[index.to(place, non_blocking=place.type == "cuda")]
+        return loss_of(Batch(chosen.float() / 255, index, epoch, generator))
+
+    def after_step() -> None:
+        move_average(average, model, rate.last_epoch)
+        rate.step()
+
+    history = minimise(
+        model,
+        loss,
+        batches,
+        optimizer,
+        generator,
+        epochs=epochs,
+        bar=bar,
+        after_step=after_step,
+        kept={"average": average, "rate": rate},
+        on_epoch=on_epoch,
+        resume=resume,
+    )
+    model.load_state_dict(average.state_dict())
+    return history
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the weights of `average` towards those of `model`: about the mean of the last tenth of the steps so far, or
+    of the last 200 where that is less.
+
+    >>> average, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    >>> move_average(average, model, step=0)  # half the way
+    """
+    share = 1 / min(2 + step / 10, 200)
+    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, share)
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def row(section: str, what: str, value: float, unit: str, against: str, other: f
 
 
 def post_model() -> models.PostAutoencoder:
-    return ten_digits.born(models.PostAutoencoder, 0)
+    return train.born(models.PostAutoencoder, 0)
 
 
 def plain_loop(dataset: torch.utils.data.Dataset, order: Tensor, workers: int) -> tuple[float, float]:
@@ -146,7 +146,7 @@ def rounding(digits: data.Digits, epochs: int, seeds: range) -> Iterator[dict]:
     for seed in seeds:
         accuracies = []
         for bfloat16 in (True, False):
-            model = ten_digits.born(models.PostAutoencoder, seed)
+            model = train.born(models.PostAutoencoder, seed)
             train.fit(model, digits.train_images, epochs=epochs, seed=seed, bfloat16=bfloat16)
             accuracies.append(score(model, digits, "many_to_one_same"))
         rounded, exact = accuracies
@@ -243,7 +243,7 @@ def score(model: nn.Module, digits: data.Digits, reading: str = "one_to_one") ->
     return experiment._evaluate(model, digits)["accuracy"][reading]
 
 
-def label_free(digits: data.Digits, recipe: ten_digits.Recipe, enough: float = 0.98) -> Iterator[dict]:
+def label_free(digits: data.Digits, recipe: ten_digits.TenDigits, enough: float = 0.98) -> Iterator[dict]:
     """The whole recipe once, looked at after each epoch with the clock stopped, and the other methods once."""
     stopped, passed, begin = 0.0, None, time.perf_counter()
 
@@ -277,42 +277,42 @@ def label_free(digits: data.Digits, recipe: ten_digits.Recipe, enough: float = 0
         yield row("recipe", name, took, "s", "ten-digits", whole, accuracy=accuracy, repeats=1)
 
 
-def start_rate(images: Tensor) -> float:
-    """Images a second in a start that passes over these images once."""
-    start = ten_digits.Start()
+def network_rate(network: ten_digits.Network, sights: Tensor) -> float:
+    """Images a second in a network that passes over these images, with their sights, once."""
     with pytest.MonkeyPatch.context() as patch, train.progress_bar(1, False) as bar:
-        patch.setattr(ten_digits, "LEAST_BATCHES", 1)
-        (history,) = ten_digits.learn(start.model(), images, start.loss, epochs=1, seed=0, lr=1e-3, bar=bar)
+        patch.setattr(train, "LEAST_BATCHES", 1)
+        (history,) = network.learn(network.model(), sights, 0, bar=bar)
     return history["images_per_second"]
 
 
 def parts(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
-    """What a step of a start is made of, against the whole step."""
-    generator = torch.Generator().manual_seed(0)
-    few = images[: ten_digits.BATCH * 20]
-    x, start = models.pixels(few[: ten_digits.BATCH]), ten_digits.Start()
-    model = start.model()
-    batch = ten_digits.Batch(model, model, x, torch.arange(len(x)), 1, generator)
+    """What a step of the label-free network is made of, against the whole step."""
+    network = replace(experiment.TEN_DIGITS.network, epochs=1, warm_up=0.5)
+    model = network.model()
+    sights = train.with_sights(model, images[: train.BATCH * 20])
+    generator, index = torch.Generator().manual_seed(0), torch.arange(train.BATCH)
+    batch = train.Batch(sights[index].float() / 255, index, 2, generator)
+    x = batch.images[:, 1:]
     parameters = list(model.parameters())
 
     def backward() -> float:
-        loss = start.loss(batch)
+        loss = network.loss(model, None, batch)
         return seconds(lambda: torch.autograd.grad(loss, parameters))
 
     measured = in_turns(
         {
-            "warp": lambda: seconds(lambda: augment.warp(x, generator, shear=start.shear)),
-            "forward, of the images and the warped ones": lambda: seconds(lambda: model(torch.cat([x, x]))),
-            "warp, forward and loss": lambda: seconds(lambda: start.loss(batch)),
+            "augmented copies": lambda: seconds(lambda: augment.view(x, generator, bands=True)),
+            "forward, of the images and their copies": lambda: seconds(lambda: model(torch.cat([x, x]))),
+            "copies, forward and loss": lambda: seconds(lambda: network.loss(model, None, batch)),
             "backward": backward,
-            "step": lambda: len(x) / start_rate(few),
+            "step": lambda: len(x) / network_rate(network, sights),
         },
         repeats,
     )
     whole = len(x) / measured.pop("step")
-    yield row("parts of a start", "the whole step", whole, "images/s", "itself", whole)
+    yield row("parts of a step", "the whole step", whole, "images/s", "itself", whole)
     for name, time_of in measured.items():
-        yield row("parts of a start", name, len(x) / time_of, "images/s", "the whole step", whole)
+        yield row("parts of a step", name, len(x) / time_of, "images/s", "the whole step", whole)
 
 
 # --------------------------------------------------------------------------------------------------- everything around

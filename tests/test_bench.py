@@ -1,11 +1,13 @@
 """The benchmark, small and without its clock: each part runs, and both sides of a row compute the same."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 from torchvision import transforms
 
-from mnist_ae import baselines, data, models, ten_digits
+from mnist_ae import baselines, data, models, ten_digits, train
 from tests import bench
 
 
@@ -43,16 +45,17 @@ def no_compiler(*_):
 
 
 def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
-    monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 1)
+    monkeypatch.setattr(train, "LEAST_BATCHES", 1)
     monkeypatch.setattr(torch, "compile", no_compiler)  # that takes a minute; without one its row is left out
     monkeypatch.setattr(baselines, "mixture_clusters", lambda *images, reduction: baselines.kmeans_clusters(*images))
     few = data.Digits("digits", *(t[:300] for t in vars(digits).values() if isinstance(t, torch.Tensor)))
-    brief = ten_digits.Recipe("brief", (ten_digits.Start(epochs=1),) * 2, (ten_digits.Student(epochs=1),))
+    last = replace(ten_digits.TenDigits().network, epochs=1)
+    brief = ten_digits.TenDigits("brief", 2 * (ten_digits.Network(epochs=1, heads=2),), last)
     sections = {
         "loop": bench.post_loop(LikeTorchvisions(few.train_images), few.train_images, 128, repeats=1),
         "candidates": bench.candidates(few.train_images, repeats=1),
         "limit": bench.limit(few.train_images, repeats=1),
-        "parts of a start": bench.parts(digits.train_images, repeats=1),
+        "parts of a step": bench.parts(digits.train_images, repeats=1),
         "evaluation": bench.evaluation(few, repeats=1),
         "growth": bench.growth("digits", (64, 128), repeats=1),
         "recipe": bench.label_free(few, brief, enough=0.05),

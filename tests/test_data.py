@@ -274,7 +274,7 @@ def test_data_that_a_notebook_would_fail_on_after_minutes_are_refused_at_once(tm
     monkeypatch.setenv("MNIST_AE_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match=f"^error: Own ?{message}"):
         __main__.main(["check", "--dataset=Own"])
-    assert data.LEAST["train"] == ten_digits.BATCH
+    assert data.LEAST["train"] == train.BATCH
 
 
 SPELLINGS = {

@@ -22,13 +22,13 @@ from torch import nn
 
 from mnist_ae import checkpoint, data, experiment, files, losses, models, plots, ten_digits, train
 from mnist_ae.checkpoint import CheckpointError
-from mnist_ae.ten_digits import Recipe, Start, Student
+from mnist_ae.ten_digits import Network, TenDigits
 
 POST = replace(experiment.POST, epochs=40)
-SHORT = Recipe(
+SHORT = TenDigits(
     "short",
-    starts=(Start(epochs=4), Start(epochs=4, holes=True)),
-    students=(Student(epochs=4, windows=0.5, blind=0.5), Student(epochs=6)),
+    committee=2 * (Network(epochs=4),),
+    network=replace(experiment.TEN_DIGITS.network, epochs=6),
 )
 BRIEF = replace(POST, epochs=3)
 RECIPES = {"post": POST, "short": SHORT, "brief": BRIEF}
@@ -49,7 +49,7 @@ def few():
 def train_it(name, folder):
     """What a child process does. One thread, and epochs of 10 batches where the recipe counts in those."""
     torch.set_num_threads(1)
-    ten_digits.LEAST_BATCHES = 10
+    train.LEAST_BATCHES = 10
     return experiment.run(RECIPES[name], 0, few(), folder, device="cpu", progress=False)
 
 
@@ -202,7 +202,7 @@ def test_an_exception_in_a_callback_loses_nothing(stop, tmp_path):
     images = few().train_images
 
     def fit(**options):
-        model = ten_digits.born(Dropping, 0)
+        model = train.born(Dropping, 0)
         torch.rand(7)  # what the caller draws is no matter
         return model, train.fit(model, images, epochs=4, seed=1, progress=False, **options)
 
@@ -486,7 +486,7 @@ def test_weights_that_are_not_finite_are_never_kept():
 
 
 def test_the_ten_digits_recipe_diverges_with_a_message_too(monkeypatch):
-    monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 10)
+    monkeypatch.setattr(train, "LEAST_BATCHES", 10)
     monkeypatch.setattr(losses, "consistency", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, batch 1"):
         SHORT.fit(few().train_images, 0, device="cpu", progress=False)
@@ -497,7 +497,7 @@ def test_the_ten_digits_recipe_diverges_with_a_message_too(monkeypatch):
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
 def test_other_floats_give_the_same_codes(kind, digits):
-    model, images = ten_digits.born(models.PostAutoencoder, 0), digits.test_images[:50]
+    model, images = train.born(models.PostAutoencoder, 0), digits.test_images[:50]
     expected = train.encode(model, images)
     torch.testing.assert_close(train.encode(model, (images / 255).to(kind)), expected, atol=0.01, rtol=0)
     assert train.encode(model, (images / 255).to(kind)).dtype == torch.float32
@@ -507,8 +507,8 @@ def test_other_floats_give_the_same_codes(kind, digits):
 
 def test_one_image_a_batch_and_fewer_images_than_a_batch(digits):
     for count, size, steps in [(5, 1, 5), (5, 64, 1), (1, 64, 1)]:
-        model = ten_digits.born(models.PostAutoencoder, 0)
-        plain = ten_digits.born(models.PostAutoencoder, 0)
+        model = train.born(models.PostAutoencoder, 0)
+        plain = train.born(models.PostAutoencoder, 0)
         train.fit(model, digits.train_images[:count], epochs=1, batch_size=size, momentum=0, progress=False)
         optimizer, order = torch.optim.SGD(plain.parameters(), lr=0.01), torch.Generator().manual_seed(0)
         batches = torch.randperm(count, generator=order).split(size)
@@ -524,7 +524,7 @@ def test_one_image_a_batch_and_fewer_images_than_a_batch(digits):
 
 def test_what_is_too_little_for_the_recipe_is_said(digits):
     for count in (0, 1, 127):
-        for recipe in (SHORT, Start()):
+        for recipe in (SHORT, Network()):
             with pytest.raises(ValueError, match=f"{count} images are less than one batch of 128"):
                 recipe.fit(digits.train_images[:count], 0, device="cpu", progress=False)
 
@@ -545,9 +545,9 @@ def test_a_data_set_that_cannot_be_used_is_refused(change, message):
 def test_codes_that_are_all_equal_have_an_answer_and_no_nan():
     same, other = torch.full((50, 10), 0.1), torch.eye(10).repeat(5, 1)
     for readings in ([same, same], [same, other], [other, other]):
-        for answers in (ten_digits.vote(readings), ten_digits.weigh(readings)):
-            assert answers.isfinite().all()
-            torch.testing.assert_close(answers.sum(dim=1), torch.ones(50))
-    assert (ten_digits.weigh([same, other, other]).argmax(dim=1) == other.argmax(dim=1)).all()
+        answers = ten_digits.vote(readings)
+        assert answers.isfinite().all()
+        torch.testing.assert_close(answers.sum(dim=1), torch.ones(50))
+    torch.testing.assert_close(ten_digits.vote([same, other, other]), other, rtol=0, atol=0)
     dead = torch.eye(10)[torch.zeros(50).long()]
-    assert ten_digits.weigh([dead, dead]).argmax(dim=1).tolist() == [0] * 50
+    assert ten_digits.vote([dead, dead]).argmax(dim=1).tolist() == [0] * 50

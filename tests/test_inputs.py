@@ -95,7 +95,7 @@ def test_a_matrix_that_holds_no_counts_and_a_mapping_of_another_length_are_refus
 
 @pytest.fixture(scope="module")
 def model():
-    return ten_digits.born(lambda: models.TenNeurons(holes=True), 0)
+    return train.born(lambda: models.TenNeurons(), 0)
 
 
 def readonly(array):
@@ -159,7 +159,7 @@ def test_images_of_another_size_colour_or_type_are_refused_by_name(images, messa
         lambda: train.encode(model, images),
         lambda: train.reconstruct(post, images),
         lambda: train.fit(post, images, epochs=1, progress=False),
-        lambda: ten_digits.Start().fit(images, 0, device="cpu", progress=False),
+        lambda: ten_digits.Network().fit(images, 0, device="cpu", progress=False),
         lambda: experiment.TEN_DIGITS.fit(images, 0, device="cpu", progress=False),
         lambda: baselines.kmeans_clusters(images, images, 0),
         lambda: data.Digits("own", images, DIGITS, images, DIGITS),
@@ -288,7 +288,7 @@ def in_new_python(code, **environment):
     return done.returncode, (done.stderr or done.stdout).strip().splitlines()[-1]
 
 
-PART = "experiment.ten_digits.Recipe(starts=(Mine(),))"
+PART = "experiment.ten_digits.TenDigits(committee=(Mine(),))"
 
 
 def test_a_script_without_a_main_guard_is_told_of_it(tmp_path):
@@ -312,7 +312,7 @@ def test_a_sweep_over_a_recipe_that_only_a_notebook_knows_is_refused_in_one_sent
     assert status == 1
     assert said == "ValueError: recipe 'mine': worker processes cannot import it from here: put it into a module"
     assert not (tmp_path / "out").exists()
-    code = code.replace("Recipe): pass", "ten_digits.Start): pass").replace("Mine('mine', epochs=1)", PART)
+    code = code.replace("Recipe): pass", "ten_digits.Network): pass").replace("Mine('mine', epochs=1)", PART)
     status, said = in_new_python(code, MNIST_AE_OUT=str(tmp_path / "out"))
     assert (status, said[:32]) == (1, "ValueError: recipe 'ten-digits':"), "a part of a recipe is looked at, too"
 

@@ -473,11 +473,11 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_python_examples_of_the_readme_run(number, monkeypatch, digits, capsys):
-    from mnist_ae import data, ten_digits
+    from mnist_ae import data, train
 
     few = data.Digits("digits", *(tensor[:200] for tensor in vars(digits).values() if isinstance(tensor, torch.Tensor)))
     monkeypatch.setattr(data, "load", lambda: few)
-    monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 20)
+    monkeypatch.setattr(train, "LEAST_BATCHES", 20)
     path = Path(os.environ["MNIST_AE_OUT"], "example.py")
     path.parent.mkdir()
     path.write_text(EXAMPLES[number])

@@ -168,12 +168,9 @@ def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     monkeypatch.setattr(train, "progress_bar", lambda images, shown: Watch(total=images, file=io.StringIO()))
     train.fit(fresh_model(), digits.train_images[:300], epochs=1, device="cuda")
 
-    monkeypatch.setattr(ten_digits, "LEAST_BATCHES", 10)  # 11 batches, for 300 images
-    monkeypatch.setattr(ten_digits, "TRAINED", 0)  # the student has an opinion from its first epoch on
-    start, images = ten_digits.Start(holes=True), ten_digits.with_holes(digits.train_images[:300])
-    answers = torch.rand(300, 10).softmax(dim=1)
-    student = ten_digits.student_loss(ten_digits.Student(windows=0.5, blind=0.5), answers)
-    told_all = ten_digits.student_loss(ten_digits.Student(surest=1.0), answers)  # it has nothing to ask its teacher
-    for loss in (start.loss, student, told_all):
-        bar = Watch(total=11 * ten_digits.BATCH, file=io.StringIO())
-        ten_digits.learn(start.model(), images, loss, epochs=1, seed=0, lr=1e-3, bar=bar, device="cuda")
+    monkeypatch.setattr(train, "LEAST_BATCHES", 10)  # 11 batches, for 300 images
+    network = replace(ten_digits.TenDigits().network, epochs=2)  # the first epoch learns answers, the second its own
+    model, answers = network.model(), torch.rand(300, 10).softmax(dim=1)
+    sights = train.with_sights(model, digits.train_images[:300])
+    bar = Watch(total=2 * 11 * train.BATCH, file=io.StringIO())
+    network.learn(model, sights, 0, answers, bar=bar, device="cuda")
