@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ae import codes, explore, models, ten_digits, train
+from mnist_ae import codes, explore, models, train
 
 NAMES = [f"neuron {k}" for k in range(10)]
 
