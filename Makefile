@@ -5,7 +5,7 @@ EPOCHS  ?= 20#      1 to 10,000
 SEED    ?= 0#       a whole number
 DEVICE  ?= auto#    auto, cpu, cuda or mps
 THREADS ?= 2#       part of a run's identity: another number, other rounding
-SEEDS   ?= 10#      sweep and ladder only: how many seeds, counted from 0
+SEEDS   ?= 10#      sweep and ladder only: how many seeds, counted from 0, or the first and the last, 10-19
 RECIPE  ?= ten-digits# sweep only: of ten-digits or post
 LAB     ?= #        lab only: options of JupyterLab, as --ip=0.0.0.0 --no-browser in a container
 

@@ -21,13 +21,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("task", choices=["check", "sweep", "ladder"])
     for name, default in {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}.items():
         parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--seeds", default="10", help="sweep, ladder: how many, counted from 0")
+    parser.add_argument("--seeds", default="10", help="sweep, ladder: how many, counted from 0, or 10-19")
     parser.add_argument("--recipe", default=experiment.TEN_DIGITS.name, help="sweep: of what")
     options = parser.parse_args(arguments)
     try:
         if options.recipe not in SWEEPS:
             raise ValueError(f"unknown recipe {options.recipe!r}: choose one of {', '.join(SWEEPS)}")
-        seeds = range(train.whole_number("seeds", number(options.seeds), 1, 1000))
+        first, dash, last = options.seeds.partition("-")
+        if dash and first:
+            low = train.whole_number("the first seed", number(first), 0, 2**32 - 1)
+            seeds = range(low, train.whole_number("the last seed", number(last), low, low + 999) + 1)
+        else:
+            seeds = range(train.whole_number("seeds", number(options.seeds), 1, 1000))
         numbers = {name: number(vars(options)[name]) for name in ("epochs", "seed", "threads")}
         epochs, seed, threads = experiment.check_parameters(device=options.device, **numbers)
         with warnings.catch_warnings(record=True) as caught:

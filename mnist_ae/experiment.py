@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from IPython import get_ipython
@@ -443,6 +444,7 @@ def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
             result = run(recipe, seed, digits, folder, device=device, progress=False)
         finally:
             torch.set_num_threads(threads)
+    matrix = np.array(result.metrics["train_matrix"])
     return {
         "recipe": recipe.name,
         "epochs": recipe.epochs,
@@ -452,6 +454,8 @@ def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
         "loss": result.history[-1]["loss"],
         "seconds": round(result.seconds),
         **{name: result.metrics[name] for name in ("threads", "device", "torch")},
+        "train_one_to_one": confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix)),
+        "settings": json.dumps(asdict(recipe), default=train.plain),
     }
 
 

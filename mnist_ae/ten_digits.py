@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from mnist_ae import augment, data, losses, models, train
 
@@ -39,8 +40,10 @@ class Network:
     name: str = "network"
     epochs: int = 2
     heads: int = 8
-    deeper: bool = False
+    trunk: str = "small"
+    lr: float = 1e-3
     warm_up: float = 0.6
+    anneal: bool = True
     taught: int = 0
     reconstruction: float = 0.0
     information: float = 0.2
@@ -59,7 +62,7 @@ class Network:
     def model(self) -> nn.Module:
         if self.post:
             return models.PostAutoencoder(reachable=True)
-        return models.TenNeurons(self.heads, self.deeper, self.canonical, self.holes)
+        return models.TenNeurons(self.heads, self.trunk, self.canonical, self.holes)
 
     def fit(self, images: Tensor, seed: int, *, progress: bool, **options: object) -> train.Fitted:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `train.learn` returns.
@@ -75,25 +78,30 @@ class Network:
     ) -> list[dict]:
         """Train `model` on what `train.with_sights` gives, uint8 [N, 1 + C, 28, 28]; answers: float [N, 10]."""
         loss = partial(self.loss, model, answers)
-        options |= {"epochs": self.epochs, "warm_up": self.warm_up}
+        options |= {name: getattr(self, name) for name in ("epochs", "lr", "warm_up", "anneal")}
         history = train.learn(model, sights, loss, seed=seed, **options)
+        # Half of what batch normalisation has seen are augmented copies; from here on it reads images as they are.
+        sample = sights[:: max(1, len(sights) // 10_000), 1:].split(train.ENCODE_BATCH)
+        update_bn((x.float() / 255 for x in sample), model.encoder, train.pick_device(options["device"]))
         if self.heads > 1:
             best_head_first(model, sights[:, 1:])
         return history
 
     def loss(self, model: nn.Module, answers: Tensor | None, batch: train.Batch) -> Tensor:
-        """For `train.learn`. With a view, the image's augmented copy: KL(code of the image || code of the view) minus
-        information * I(image; neuron), the mean over the batch; where answers are learned, their cross-entropy.
+        """For `train.learn`: the mean over a batch of images and their augmented copies, the views, of
+
+        KL(code of the image, held fixed || code of the view) - information * I(image; neuron), for each head;
+        or, while answers are learned, their cross-entropy with the code of the view.
         """
         image, sight = batch.images[:, :1], batch.images[:, 1:]
-        view = augment.view(sight, batch.generator, bands=batch.epoch > 1) if self.augmented else sight
-        if not self.information:
-            return self.reconstruction * F.mse_loss(model.decoder(log_codes(model, view)[0].exp()), image)
-        of_image, of_view = log_codes(model, torch.cat([sight, view])).chunk(2, dim=1)  # each [heads, B, 10]
-        if answers is not None and batch.epoch <= self.taught:
-            told = augment.to_device(answers[batch.index], sight.device)
-            loss = -(told * (of_image + of_view)).sum(2).mean() / 2
+        taught = answers is not None and batch.epoch <= self.taught
+        view = augment.view(sight, batch.generator, bands=taught or batch.epoch > 1) if self.augmented else sight
+        if taught or not self.information:
+            of_image = of_view = log_codes(model, view)
+            told = augment.to_device(answers[batch.index], sight.device) if taught else 0
+            loss = -(told * of_view).sum(2).mean()
         else:
+            of_image, of_view = log_codes(model, torch.cat([sight, view])).chunk(2, dim=1)  # each [heads, B, 10]
             information = losses.mutual_information(of_image.exp(), self.balance)
             loss = (losses.consistency(of_image.exp(), of_view) - self.information * information).sum()
         if self.reconstruction:
@@ -107,15 +115,23 @@ class TenDigits:
 
     name: str = "ten-digits"
     committee: tuple[Network, ...] = 3 * (Network(),)
-    network: Network = Network(epochs=6, heads=1, deeper=True, warm_up=0.7, taught=1, reconstruction=1.0)
+    teacher: Network = Network(epochs=6, heads=1, trunk="deep", taught=1)
+    student: Network = Network(epochs=4, heads=1, trunk="wide", taught=4, reconstruction=1.0, lr=2e-3, anneal=False)
+    views: int = 8
+
+    @property
+    def parts(self) -> dict[str, Network]:
+        """The networks in the order in which they learn, by name."""
+        committee = {f"member {k}": member for k, member in enumerate(self.committee, 1)}
+        return committee | {"teacher": self.teacher, "student": self.student}
 
     @property
     def epochs(self) -> int:
         """Over all images, of all networks together."""
-        return sum(network.epochs for network in (*self.committee, self.network))
+        return sum(network.epochs for network in self.parts.values())
 
     def model(self) -> nn.Module:
-        return self.network.model()
+        return self.student.model()
 
     def fit(
         self,
@@ -127,34 +143,30 @@ class TenDigits:
         resume: dict | None = None,
         **options: object,
     ) -> train.Fitted:
-        """images: uint8 [N, 1, 28, 28] -> the network, and what `train.learn` returns for each part, with its name.
+        """images: uint8 [N, 1, 28, 28] -> the student, and what `train.learn` returns for each part, with its name.
 
         on_epoch and resume are those of `train.minimise`, with the epochs of all parts counted together.
         """
         # What the networks that are done have left, and the state of the one that is being trained.
         done = resume or {"history": [], "codes": [], "learning": None}
-        images, networks = data.as_images(images), (*self.committee, self.network)
+        images = data.as_images(images)
         with train.progress_bar(self.epochs * train.passes(len(images)) * len(images), progress) as bar:
             bar.update(sum(row["images"] for row in done["history"]))
             sights = train.with_sights(self.model(), images)
-            for part in range(len(done["codes"]), len(networks)):
-                last = part == len(self.committee)
-                name = "network" if last else f"member {part + 1}"
+            for part, (name, network) in list(enumerate(self.parts.items()))[len(done["codes"]) :]:
                 own = 1000 * seed + part  # each draws random numbers of its own
-                model = train.born(networks[part].model, own)
-                rows = networks[part].learn(
-                    model,
-                    sights,
-                    own,
-                    vote(done["codes"]) if last and part else None,
-                    bar=bar,
-                    on_epoch=on_epoch and partial(_within, on_epoch, done),
-                    resume=done["learning"],
-                    **options,
+                model, answers = train.born(network.model, own), None
+                if name == "teacher" and self.committee:
+                    answers = vote(done["codes"])
+                elif name == "student":
+                    answers = done["codes"][-1]
+                keep = on_epoch and partial(_within, on_epoch, done)
+                rows = network.learn(
+                    model, sights, own, answers, bar=bar, on_epoch=keep, resume=done["learning"], **options
                 )
-                codes = [*done["codes"], train.in_batches(model, model.encoder, sights[:, 1:])]
-                history = done["history"] + [{"part": name} | row for row in rows]
-                done = {"history": history, "codes": codes, "learning": None}
+                codes = [*done["codes"], read(model, sights[:, 1:], own, views=self.views if name == "teacher" else 0)]
+                done = {"history": done["history"] + [{"part": name} | row for row in rows], "codes": codes}
+                done["learning"] = None
         return model, done["history"]
 
 
@@ -173,6 +185,24 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
     True
     """
     return model.encoder[:-1](x).unflatten(1, (-1, 10)).log_softmax(2).transpose(0, 1)
+
+
+@torch.no_grad()
+def read(model: nn.Module, x: Tensor, seed: int, views: int) -> Tensor:
+    """The geometric mean of the codes of x, what the encoder reads, uint8 [N, C, 28, 28], and of so many augmented
+    copies (test-time augmentation): float [N, 10].
+
+    >>> x = torch.zeros(3, 2, 28, 28, dtype=torch.uint8)
+    >>> read(models.TenNeurons(), x, seed=0, views=2).sum(dim=1).round(decimals=3)
+    tensor([1., 1., 1.])
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def look(batch: Tensor) -> Tensor:
+        copies = (augment.view(batch, generator, bands=True) for _ in range(views))
+        return sum(log_codes(model, view)[0] for view in (batch, *copies)).div(1 + views).softmax(dim=1)
+
+    return train.in_batches(model, look, x)
 
 
 @torch.no_grad()

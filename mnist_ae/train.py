@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler
 from tqdm import tqdm
 
 from mnist_ae import data
@@ -293,12 +294,14 @@ def learn(
     seed: int,
     bar: tqdm,
     lr: float = 1e-3,
+    anneal: bool = True,
     device: str = "cpu",
     on_epoch: OnEpoch | None = None,
     resume: dict | None = None,
 ) -> list[dict]:
-    """Minimise `loss_of` over images uint8 [N, C, 28, 28]: AdamW, one cycle of the rate, `warm_up` epochs up to `lr`,
-    then down to 0. Leaves in `model` a moving average (EMA) of its weights, which is steadier than the last ones.
+    """Minimise `loss_of` over images uint8 [N, C, 28, 28] with AdamW. The learning rate goes up to `lr` in `warm_up`
+    epochs, then, with `anneal`, down to 0, else it stays. Leaves in `model` a moving average (EMA) of its weights,
+    which is steadier than the last ones.
 
     An epoch: see `passes`. on_epoch, resume, what is returned and FloatingPointError: see `minimise`.
 
@@ -314,7 +317,10 @@ def learn(
     images, model = images.to(place), model.to(place).train()
     average = copy.deepcopy(model).eval()  # torch's AveragedModel would wait for a GPU in each step
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4, fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm_up / epochs)
+    if anneal:
+        rate = lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=warm_up / epochs)
+    else:
+        rate = lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=int(warm_up * steps))
     generator = torch.Generator().manual_seed(seed)
 
     def batches() -> Sequence[Tensor]:

@@ -99,3 +99,58 @@ def test_window_shows_one_band_and_hides_the_rest():
     assert {int(image.max(axis=1).sum()) == 28 for image in shown} == {True, False}, "rows and columns"
     cut = (augment.window(white, seeded(), share=0.25).sum(dim=(1, 2, 3)) < 784).float().mean()
     assert 0.17 < cut < 0.33
+
+
+def moments(image):
+    """Mass, centre and covariance of the ink, in pixels from the middle of the image, by SciPy's and NumPy's means."""
+    y, x = np.mgrid[:28, :28] - 13.5
+    centre = np.array(ndimage.center_of_mass(image)) - 13.5
+    return image.sum(), centre, np.cov(y.ravel(), x.ravel(), aweights=image.ravel(), bias=True)
+
+
+def test_canonical_is_the_shear_that_scipy_makes_of_the_moments(images):
+    """The same map, built from SciPy's centre of mass and NumPy's covariance, and resampled by SciPy."""
+    ours = augment.canonical(images)[:, 0].numpy()
+    for image, found in zip(images[:, 0].double().numpy(), ours, strict=True):
+        _, centre, covariance = moments(image)
+        slant = np.clip(covariance[0, 1] / covariance[0, 0], -1, 1)
+        matrix = np.array([[1, 0], [slant, 1]])  # (y, x) of the output, from the middle -> of the input, from its centre
+        offset = 13.5 + centre - matrix @ np.array([13.5, 13.5])
+        expected = ndimage.affine_transform(image, matrix, offset, order=1, mode="constant")
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_what_is_canonical_has_its_centre_in_the_middle_and_no_slant(images):
+    slanted = augment.warp(images, seeded(), rotation=0, scale=0, shear=0.4, shift=0.1)
+    for image in augment.canonical(slanted)[:, 0].numpy():
+        _, centre, covariance = moments(image)
+        assert np.abs(centre).max() < 0.15
+        assert abs(covariance[0, 1] / covariance[0, 0]) < 0.05
+
+
+def test_a_slanted_image_and_the_upright_one_have_the_same_canonical_form(images):
+    upright, slanted = (
+        augment.canonical(augment.warp(images, seeded(), rotation=0, scale=0, shear=shear, shift=0.1))
+        for shear in (0, 0.3)
+    )
+    before = (images - augment.warp(images, seeded(), rotation=0, scale=0, shear=0.3, shift=0.1)).abs().mean()
+    assert (upright - slanted).abs().mean() < before / 3
+
+
+def test_images_that_have_no_slant_have_a_canonical_form():
+    odd = torch.zeros(6, 1, 28, 28)
+    odd[1, 0, 3, 20] = 1  # a pixel
+    odd[2, 0, 5, 4:24] = 1  # a flat line
+    odd[3, 0, 2:26, 9] = 1  # an upright one
+    odd[4, 0] = 1  # ink everywhere
+    odd[5, 0, 10:12, 4:24] = torch.tensor([[1.0] * 10 + [0] * 10, [0] * 10 + [1.0] * 10])  # flat, and hardly slanted
+    found = augment.canonical(odd)
+    assert found.isfinite().all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert found[0].count_nonzero() == 0
+    torch.testing.assert_close(found[:5].sum((1, 2, 3)), odd[:5].sum((1, 2, 3)))
+    for image in found[1:].squeeze(1).numpy():
+        np.testing.assert_allclose(moments(image)[1], 0, atol=1e-3)
+    assert found[5, 0].any(dim=0).sum() <= 24, "a line is not torn apart"
+    torch.testing.assert_close(found[4], odd[4])

@@ -174,3 +174,16 @@ def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     for answers in (None, torch.rand(300, 10).softmax(dim=1)):
         bar = Watch(total=11 * train.BATCH, file=io.StringIO())
         network.learn(model, sights, 0, answers, bar=bar, device="cuda")
+
+
+def test_the_average_of_weights_forgets_the_first_ones_and_then_moves_slowly():
+    model, average = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    nn.init.constant_(average.weight, 100)
+    nn.init.constant_(model.weight, 3)
+    for step in range(100):
+        train.move_average(average, model, step)
+    assert average.weight.item() == pytest.approx(3, abs=0.01)
+    nn.init.constant_(model.weight, 4)
+    train.move_average(average, model, 10_000)
+    assert average.weight.item() == pytest.approx(3 + 1 / 200, abs=0.01)
+    assert average.num_batches_tracked == 0, "counts are not averaged"
