@@ -1,12 +1,14 @@
-"""The recipe that learns ten digits without a label: a committee of short runs, then one network.
+"""The recipe that learns ten digits without a label: a committee of short runs, a teacher, a student.
 
 1. **Objective.** Mutual-information maximisation with consistency under augmentation (RIM, IMSAT, IIC): a code is
    one-hot, all ten neurons are used about equally often, and an augmented copy of an image keeps the image's code.
-2. **Committee.** Three small networks with several heads learn it for two epochs. Each errs about some rare style of
-   digit, which falls to another digit in the first steps, by chance; they do not err together. Their answers are
-   aggregated (Dawid and Skene 1979).
-3. **The network.** One deeper network learns these answers in its first epoch, as pseudo-labels, and goes on with the
-   objective alone, which cleans up what the committee has wrong. Its decoder learns to draw the image from the code.
+2. **Committee.** Three small networks with several heads learn it for two epochs. Into which digit a rare style falls
+   is a lottery of the first steps, and they do not all draw the same: they vote.
+3. **Teacher.** A deeper network learns these votes in its first epoch, as pseudo-labels, and goes on with the objective
+   alone, which cleans up what they have wrong.
+4. **Student.** An autoencoder learns what the teacher makes of an image and its augmented copies, from other copies,
+   and to draw the image from the code. Its learning rate stays high: while it is annealed, a network learns the wrong
+   pseudo-labels by heart. The average of its weights is the result.
 
 Nothing here ever sees a label.
 """
@@ -30,8 +32,8 @@ class Network:
     """One network, and by itself a recipe.
 
     heads: codes that are learned side by side on one trunk. Some merge two digits, by chance; the one with the largest
-    mutual information is the code. deeper: see `models.TenNeurons`, as for canonical and holes. warm_up: epochs until
-    the learning rate is highest. taught: epochs that learn the answers given, if any are.
+    mutual information is the code. trunk, canonical, holes: see `models.TenNeurons`. lr, warm_up, anneal: see
+    `train.learn`. taught: the first epochs, which learn the answers given, if any are.
     reconstruction, information: the weights of those terms; a 0 drops a term. balance: see `losses.mutual_information`.
     augmented: False to learn from the images as they are. post: True for the post's network, with a target that it can
     reach. ValueError for epochs or heads that cannot be, and for several heads with a decoder: it would draw from one.

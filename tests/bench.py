@@ -286,8 +286,8 @@ def network_rate(network: ten_digits.Network, sights: Tensor) -> float:
 
 
 def parts(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
-    """What a step of the label-free network is made of, against the whole step."""
-    network = replace(experiment.TEN_DIGITS.network, epochs=1, warm_up=0.5)
+    """What a step of the label-free teacher is made of, against the whole step."""
+    network = replace(experiment.TEN_DIGITS.teacher, epochs=1, warm_up=0.5)
     model = network.model()
     sights = train.with_sights(model, images[: train.BATCH * 20])
     generator, index = torch.Generator().manual_seed(0), torch.arange(train.BATCH)

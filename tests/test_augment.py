@@ -114,7 +114,9 @@ def test_canonical_is_the_shear_that_scipy_makes_of_the_moments(images):
     for image, found in zip(images[:, 0].double().numpy(), ours, strict=True):
         _, centre, covariance = moments(image)
         slant = np.clip(covariance[0, 1] / covariance[0, 0], -1, 1)
-        matrix = np.array([[1, 0], [slant, 1]])  # (y, x) of the output, from the middle -> of the input, from its centre
+        matrix = np.array(
+            [[1, 0], [slant, 1]]
+        )  # (y, x) of the output, from the middle -> of the input, from its centre
         offset = 13.5 + centre - matrix @ np.array([13.5, 13.5])
         expected = ndimage.affine_transform(image, matrix, offset, order=1, mode="constant")
         np.testing.assert_allclose(found, expected, atol=1e-4)

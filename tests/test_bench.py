@@ -49,8 +49,9 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
     monkeypatch.setattr(torch, "compile", no_compiler)  # that takes a minute; without one its row is left out
     monkeypatch.setattr(baselines, "mixture_clusters", lambda *images, reduction: baselines.kmeans_clusters(*images))
     few = data.Digits("digits", *(t[:300] for t in vars(digits).values() if isinstance(t, torch.Tensor)))
-    last = replace(ten_digits.TenDigits().network, epochs=1)
-    brief = ten_digits.TenDigits("brief", 2 * (ten_digits.Network(epochs=1, heads=2),), last)
+    networks = (replace(network, epochs=1) for network in ten_digits.TenDigits().parts.values())
+    member, *_, teacher, student = networks
+    brief = ten_digits.TenDigits("brief", (member,), teacher, student)
     sections = {
         "loop": bench.post_loop(LikeTorchvisions(few.train_images), few.train_images, 128, repeats=1),
         "candidates": bench.candidates(few.train_images, repeats=1),

@@ -28,7 +28,8 @@ POST = replace(experiment.POST, epochs=40)
 SHORT = TenDigits(
     "short",
     committee=2 * (Network(epochs=4),),
-    network=replace(experiment.TEN_DIGITS.network, epochs=6),
+    teacher=replace(experiment.TEN_DIGITS.teacher, epochs=4),
+    student=replace(experiment.TEN_DIGITS.student, epochs=6),
 )
 BRIEF = replace(POST, epochs=3)
 RECIPES = {"post": POST, "short": SHORT, "brief": BRIEF}

@@ -9,9 +9,13 @@ from torch.nn import functional as F
 from mnist_ae import augment, baselines, confusion, data, experiment, losses, models, ten_digits, train
 from mnist_ae.ten_digits import Network, TenDigits
 
-LAST = TenDigits().network
-QUICK = TenDigits("quick", committee=2 * (Network(epochs=2),), network=replace(LAST, epochs=2))
-SHORT = TenDigits("short", committee=2 * (Network(epochs=1, heads=2),), network=replace(LAST, epochs=2))
+TEACHER, STUDENT = TenDigits().teacher, TenDigits().student
+SHORT = TenDigits(
+    "short",
+    committee=2 * (Network(epochs=1, heads=2),),
+    teacher=replace(TEACHER, epochs=2),
+    student=replace(STUDENT, epochs=1),
+)
 
 
 @pytest.fixture
@@ -26,8 +30,11 @@ def one_hot(neurons):
 
 @pytest.fixture(scope="module")
 def quick(digits):
-    torch.set_num_threads(2)
-    return QUICK.fit(digits.train_images, 0, device="cpu", progress=False)
+    """Epochs of 100 batches."""
+    recipe = replace(SHORT, committee=2 * (Network(epochs=2),), teacher=replace(TEACHER, epochs=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "LEAST_BATCHES", 100)
+        return recipe.fit(digits.train_images, 0, device="cpu", progress=False)
 
 
 def score(codes_train, codes_test, digits):
@@ -42,8 +49,8 @@ def test_a_short_run_beats_kmeans_by_ten_points_on_the_bundled_digits(quick, dig
         score(*baselines.kmeans_clusters(digits.train_images, digits.test_images, seed), digits) for seed in range(5)
     ]
     assert ours > np.mean(kmeans) + 0.1
-    assert [row["part"] for row in history] == ["member 1"] * 2 + ["member 2"] * 2 + ["network"] * 2
-    assert QUICK.epochs == len(history)
+    parts = ["member 1"] * 2 + ["member 2"] * 2 + ["teacher"] * 3 + ["student"]
+    assert [row["part"] for row in history] == parts
     assert all(np.isfinite(row["loss"]) for row in history)
 
 
@@ -121,28 +128,39 @@ def test_the_objective_is_what_it_says(batch):
     assert network.loss(model, None, batch()).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_pseudo_labels_are_learned_in_the_first_epoch_only(batch):
-    network = replace(LAST, reconstruction=0)
+def test_pseudo_labels_are_learned_in_the_first_epochs_from_views_with_bands(batch):
+    network = replace(TEACHER, taught=2)
     model, answers = train.born(network.model, 0), one_hot(torch.arange(32) % 10) * 0.9 + 0.01
-    sight = batch().images[:, 1:]
-    view = augment.view(sight, batch().generator, bands=False)
+    view = augment.view(batch().images[:, 1:], batch().generator, bands=True)
     with torch.no_grad():
-        of_image, of_view = (
-            F.cross_entropy(values, answers) for values in model.encoder[:-1](torch.cat([sight, view])).chunk(2)
-        )
-    assert network.loss(model, answers, batch(1)).item() == pytest.approx((of_image + of_view).item() / 2, rel=1e-4)
-    assert network.loss(model, answers, batch(2)).item() == network.loss(model, None, batch(2)).item()
+        expected = F.cross_entropy(model.encoder[:-1](view), answers).item()
+    for epoch in (1, 2):
+        assert network.loss(model, answers, batch(epoch)).item() == pytest.approx(expected, rel=1e-4)
+    assert network.loss(model, answers, batch(3)).item() == network.loss(model, None, batch(3)).item()
 
 
 def test_the_drawing_is_of_the_image_as_it_came_and_from_ten_numbers(batch):
-    model = train.born(LAST.model, 0)
-    image, sight = batch().images[:, :1], batch().images[:, 1:]
-    full, without = (replace(LAST, reconstruction=weight).loss(model, None, batch()).item() for weight in (100, 0))
-    view = augment.view(sight, batch().generator, bands=False)
+    model, answers = train.born(STUDENT.model, 0), one_hot(torch.arange(32) % 10)
+    full, without = (replace(STUDENT, reconstruction=weight).loss(model, answers, batch()).item() for weight in (9, 0))
+    view = augment.view(batch().images[:, 1:], batch().generator, bands=True)
     with torch.no_grad():
-        codes = model.encoder[:-1](torch.cat([sight, view])).softmax(dim=1)[:32]
-        error = F.mse_loss(model.decoder(codes), image).item()
-    assert full - without == pytest.approx(100 * error, rel=1e-3)
+        codes = model.encoder[:-1](view).softmax(dim=1)
+        error = F.mse_loss(model.decoder(codes), batch().images[:, :1]).item()
+    assert full - without == pytest.approx(9 * error, rel=1e-3)
+
+
+def test_a_reading_is_the_geometric_mean_over_the_image_and_its_views(digits):
+    model = train.born(models.TenNeurons, 0).eval()
+    sights = train.with_sights(model, digits.train_images[:20])[:, 1:]
+    x, generator = sights.float() / 255, torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        views = [x, *(augment.view(x, generator, bands=True) for _ in range(3))]
+        expected = special.softmax(
+            np.mean([special.log_softmax(model.encoder[:-1](view), axis=1) for view in views], 0), axis=1
+        )
+    np.testing.assert_allclose(ten_digits.read(model, sights, 5, views=3), expected, atol=1e-5)
+    alone = ten_digits.read(model, sights, 5, views=0)
+    torch.testing.assert_close(alone, train.encode(model, digits.train_images[:20]), atol=0.01, rtol=0)
 
 
 def test_the_head_with_the_largest_mutual_information_is_the_code(digits):
