@@ -66,25 +66,25 @@ class Network:
             return models.PostAutoencoder(reachable=True)
         return models.TenNeurons(self.heads, self.trunk, self.canonical, self.holes)
 
-    def fit(self, images: Tensor, seed: int, *, progress: bool, **options: object) -> train.Fitted:
-        """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and what `train.learn` returns.
+    def fit(self, images: Tensor, seed: int, **options: object) -> train.Fitted:
+        """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and its history.
 
-        options: device, on_epoch and resume, see `train.learn`.
+        options: see `train.Stages`.
         """
-        model, images = train.born(self.model, seed), data.as_images(images)
-        with train.progress_bar(self.epochs * train.passes(len(images)) * len(images), progress) as bar:
-            return model, self.learn(model, train.with_sights(model, images), seed, bar=bar, **options)
+        with train.Stages(seed, self.epochs, images := data.as_images(images), **options) as stages:
+            return stages.learn("network", self, train.with_sights(self.model(), images)), stages.history
 
-    def learn(
-        self, model: nn.Module, sights: Tensor, seed: int, answers: Tensor | None = None, **options: object
-    ) -> list[dict]:
-        """Train `model` on what `train.with_sights` gives, uint8 [N, 1 + C, 28, 28]; answers: float [N, 10]."""
+    def learn(self, model: nn.Module, sights: Tensor, answers: Tensor | None = None, **options: object) -> list[dict]:
+        """Train `model` on what `train.with_sights` gives, uint8 [N, 1 + C, 28, 28]; answers: float [N, 10].
+
+        options: seed, bar and the like, see `train.learn`.
+        """
         loss = partial(self.loss, model, answers)
         options |= {name: getattr(self, name) for name in ("epochs", "lr", "warm_up", "anneal")}
-        history = train.learn(model, sights, loss, seed=seed, **options)
-        # Half of what batch normalisation has seen are augmented copies; from here on it reads images as they are.
+        history = train.learn(model, sights, loss, **options)
+        # What batch normalisation has seen are, in part, augmented copies; from here on it reads images as they are.
         sample = sights[:: max(1, len(sights) // 10_000), 1:].split(train.ENCODE_BATCH)
-        update_bn((x.float() / 255 for x in sample), model.encoder, train.pick_device(options["device"]))
+        update_bn((x.float() / 255 for x in sample), model.encoder, next(model.parameters()).device)
         if self.heads > 1:
             best_head_first(model, sights[:, 1:])
         return history
@@ -122,59 +122,25 @@ class TenDigits:
     views: int = 8
 
     @property
-    def parts(self) -> dict[str, Network]:
-        """The networks in the order in which they learn, by name."""
-        committee = {f"member {k}": member for k, member in enumerate(self.committee, 1)}
-        return committee | {"teacher": self.teacher, "student": self.student}
-
-    @property
     def epochs(self) -> int:
         """Over all images, of all networks together."""
-        return sum(network.epochs for network in self.parts.values())
+        return sum(network.epochs for network in (*self.committee, self.teacher, self.student))
 
     def model(self) -> nn.Module:
         return self.student.model()
 
-    def fit(
-        self,
-        images: Tensor,
-        seed: int,
-        *,
-        progress: bool,
-        on_epoch: train.OnEpoch | None = None,
-        resume: dict | None = None,
-        **options: object,
-    ) -> train.Fitted:
-        """images: uint8 [N, 1, 28, 28] -> the student, and what `train.learn` returns for each part, with its name.
+    def fit(self, images: Tensor, seed: int, **options: object) -> train.Fitted:
+        """images: uint8 [N, 1, 28, 28] -> the student, and the history of all.
 
-        on_epoch and resume are those of `train.minimise`, with the epochs of all parts counted together.
+        options: see `train.Stages`.
         """
-        # What the networks that are done have left, and the state of the one that is being trained.
-        done = resume or {"history": [], "codes": [], "learning": None}
-        images = data.as_images(images)
-        with train.progress_bar(self.epochs * train.passes(len(images)) * len(images), progress) as bar:
-            bar.update(sum(row["images"] for row in done["history"]))
+        with train.Stages(seed, self.epochs, images := data.as_images(images), **options) as stages:
             sights = train.with_sights(self.model(), images)
-            for part, (name, network) in list(enumerate(self.parts.items()))[len(done["codes"]) :]:
-                own = 1000 * seed + part  # each draws random numbers of its own
-                model, answers = train.born(network.model, own), None
-                if name == "teacher" and self.committee:
-                    answers = vote(done["codes"])
-                elif name == "student":
-                    answers = done["codes"][-1]
-                keep = on_epoch and partial(_within, on_epoch, done)
-                rows = network.learn(
-                    model, sights, own, answers, bar=bar, on_epoch=keep, resume=done["learning"], **options
-                )
-                codes = [*done["codes"], read(model, sights[:, 1:], own, views=self.views if name == "teacher" else 0)]
-                done = {"history": done["history"] + [{"part": name} | row for row in rows], "codes": codes}
-                done["learning"] = None
-        return model, done["history"]
-
-
-def _within(on_epoch: train.OnEpoch, done: dict, epoch: int, model: nn.Module, state: dict) -> None:
-    """Call on_epoch of a recipe from within a part, after that part's `epoch`."""
-    on_epoch(len(done["history"]) + epoch, model, done | {"learning": state})
+            committee = [stages.learn(f"member {k}", member, sights) for k, member in enumerate(self.committee, 1)]
+            votes = vote([read(member, sights) for member in committee]) if committee else None
+            teacher = stages.learn("teacher", self.teacher, sights, votes)
+            student = stages.learn("student", self.student, sights, read(teacher, sights, self.views, seed))
+            return student, stages.history
 
 
 def log_codes(model: nn.Module, x: Tensor) -> Tensor:
@@ -190,21 +156,22 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def read(model: nn.Module, x: Tensor, seed: int, views: int) -> Tensor:
-    """The geometric mean of the codes of x, what the encoder reads, uint8 [N, C, 28, 28], and of so many augmented
-    copies (test-time augmentation): float [N, 10].
+def read(model: nn.Module, sights: Tensor, views: int = 0, seed: int = 0) -> Tensor:
+    """The geometric mean of the codes of images and of so many augmented copies (test-time augmentation): [N, 10].
 
-    >>> x = torch.zeros(3, 2, 28, 28, dtype=torch.uint8)
-    >>> read(models.TenNeurons(), x, seed=0, views=2).sum(dim=1).round(decimals=3)
+    sights: what `train.with_sights` gives.
+
+    >>> sights = torch.zeros(3, 3, 28, 28, dtype=torch.uint8)
+    >>> read(models.TenNeurons(), sights, views=2).sum(dim=1).round(decimals=3)
     tensor([1., 1., 1.])
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def look(batch: Tensor) -> Tensor:
-        copies = (augment.view(batch, generator, bands=True) for _ in range(views))
-        return sum(log_codes(model, view)[0] for view in (batch, *copies)).div(1 + views).softmax(dim=1)
+    def look(x: Tensor) -> Tensor:
+        copies = (augment.view(x, generator, bands=True) for _ in range(views))
+        return sum(log_codes(model, view)[0] for view in (x, *copies)).div(1 + views).softmax(dim=1)
 
-    return train.in_batches(model, look, x)
+    return train.in_batches(model, look, sights[:, 1:])
 
 
 @torch.no_grad()

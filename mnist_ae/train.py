@@ -274,6 +274,57 @@ def with_sights(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([images, sights], dim=1)
 
 
+class Stages:
+    """The networks of a recipe learn one after the other, each with first weights and random numbers of its own.
+
+    epochs: of all of them together, over these images. on_epoch: called after each epoch, counted over all stages, with
+    the model and a state, as in `minimise`. resume: such a state; a stage that is finished there is restored, the one
+    that was interrupted goes on, and all ends as if there had been no interruption, bit for bit.
+
+    history: the rows of `learn` of all stages, with the name of each as `part`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        epochs: int,
+        images: Tensor,
+        *,
+        device: str,
+        progress: bool,
+        on_epoch: OnEpoch | None = None,
+        resume: dict | None = None,
+    ):
+        self.seed, self.device, self.on_epoch, self.history = seed, device, on_epoch, []
+        self.state = resume or {"done": {}, "learning": None}
+        self.bar = progress_bar(epochs * passes(len(images)) * len(images), progress)
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def learn(self, name: str, network: object, *arguments: object) -> nn.Module:
+        """Train network.model() by network.learn(model, *arguments, seed=..., device=..., ...), which returns rows."""
+        done = self.state["done"]
+        own = 1000 * self.seed + len({row["part"] for row in self.history})
+        model = born(network.model, own).to(pick_device(self.device))
+        if name in done:
+            model.load_state_dict(done[name]["weights"])
+            self.bar.update(sum(row["images"] for row in done[name]["history"]))
+        else:
+            options = {"device": self.device, "bar": self.bar, "resume": self.state["learning"]}
+            rows = network.learn(model, *arguments, seed=own, on_epoch=self.on_epoch and self._keep, **options)
+            weights = {key: weight.clone() for key, weight in model.state_dict().items()}
+            self.state = {"done": done | {name: {"weights": weights, "history": rows}}, "learning": None}
+        self.history += [{"part": name} | row for row in self.state["done"][name]["history"]]
+        return model
+
+    def _keep(self, epoch: int, model: nn.Module, learning: dict) -> None:
+        self.on_epoch(len(self.history) + epoch, model, self.state | {"learning": learning})
+
+
 @dataclass
 class Batch:
     """What a loss of `learn` is given: images float [B, C, 28, 28] in [0, 1], and which ones they are."""

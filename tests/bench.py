@@ -281,7 +281,7 @@ def network_rate(network: ten_digits.Network, sights: Tensor) -> float:
     """Images a second in a network that passes over these images, with their sights, once."""
     with pytest.MonkeyPatch.context() as patch, train.progress_bar(1, False) as bar:
         patch.setattr(train, "LEAST_BATCHES", 1)
-        (history,) = network.learn(network.model(), sights, 0, bar=bar)
+        (history,) = network.learn(network.model(), sights, seed=0, bar=bar)
     return history["images_per_second"]
 
 

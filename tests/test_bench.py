@@ -49,8 +49,8 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
     monkeypatch.setattr(torch, "compile", no_compiler)  # that takes a minute; without one its row is left out
     monkeypatch.setattr(baselines, "mixture_clusters", lambda *images, reduction: baselines.kmeans_clusters(*images))
     few = data.Digits("digits", *(t[:300] for t in vars(digits).values() if isinstance(t, torch.Tensor)))
-    networks = (replace(network, epochs=1) for network in ten_digits.TenDigits().parts.values())
-    member, *_, teacher, student = networks
+    usual = ten_digits.TenDigits()
+    member, teacher, student = (replace(n, epochs=1) for n in (usual.committee[0], usual.teacher, usual.student))
     brief = ten_digits.TenDigits("brief", (member,), teacher, student)
     sections = {
         "loop": bench.post_loop(LikeTorchvisions(few.train_images), few.train_images, 128, repeats=1),

@@ -151,15 +151,15 @@ def test_the_drawing_is_of_the_image_as_it_came_and_from_ten_numbers(batch):
 
 def test_a_reading_is_the_geometric_mean_over_the_image_and_its_views(digits):
     model = train.born(models.TenNeurons, 0).eval()
-    sights = train.with_sights(model, digits.train_images[:20])[:, 1:]
-    x, generator = sights.float() / 255, torch.Generator().manual_seed(5)
+    with_images = train.with_sights(model, digits.train_images[:20])
+    x, generator = with_images[:, 1:].float() / 255, torch.Generator().manual_seed(5)
     with torch.no_grad():
         views = [x, *(augment.view(x, generator, bands=True) for _ in range(3))]
         expected = special.softmax(
             np.mean([special.log_softmax(model.encoder[:-1](view), axis=1) for view in views], 0), axis=1
         )
-    np.testing.assert_allclose(ten_digits.read(model, sights, 5, views=3), expected, atol=1e-5)
-    alone = ten_digits.read(model, sights, 5, views=0)
+    np.testing.assert_allclose(ten_digits.read(model, with_images, 3, seed=5), expected, atol=1e-5)
+    alone = ten_digits.read(model, with_images)
     torch.testing.assert_close(alone, train.encode(model, digits.train_images[:20]), atol=0.01, rtol=0)
 
 

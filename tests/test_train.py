@@ -173,7 +173,7 @@ def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     model, sights = network.model(), train.with_sights(network.model(), digits.train_images[:300])
     for answers in (None, torch.rand(300, 10).softmax(dim=1)):
         bar = Watch(total=11 * train.BATCH, file=io.StringIO())
-        network.learn(model, sights, 0, answers, bar=bar, device="cuda")
+        network.learn(model, sights, answers, seed=0, bar=bar, device="cuda")
 
 
 def test_the_average_of_weights_forgets_the_first_ones_and_then_moves_slowly():
