@@ -132,31 +132,26 @@ class FirstHead(nn.Module):
 class TenNeurons(nn.Module):
     """The autoencoder of the label-free recipe: what `normalise` gives, float32 -> images [N, 1, 28, 28] in [0, 1].
 
-    encoder: what `normalise` gives -> code [N, 10], a softmax: convolutions that halve the image twice, those of
-    `trunk` ("small", "deep" or "wide"), with batch normalisation, and two linear layers. decoder: code -> images; it
-    sees ten numbers and nothing else.
-    heads: codes that are learned side by side, of which the first is the code.
+    encoder: what `normalise` gives -> code [N, 10], a softmax: convolutions that halve the image, with batch
+    normalisation, and two linear layers. decoder: code -> images; it sees ten numbers and nothing else.
+    heads: codes that are learned side by side, of which the first is the code. deeper: True for a fourth convolution.
     canonical: True to read images without slant; holes: True to read what the strokes enclose, too.
     """
 
-    def __init__(self, heads: int = 1, trunk: str = "small", canonical: bool = True, holes: bool = True):
+    def __init__(self, heads: int = 1, deeper: bool = False, canonical: bool = True, holes: bool = True):
         super().__init__()
         self.canonical, self.holes = canonical, holes
 
-        def block(seen: int, made: int, size: int, stride: int, padding: int) -> list[nn.Module]:
-            return [nn.Conv2d(seen, made, size, stride, padding, bias=False), nn.BatchNorm2d(made), nn.ReLU()]
+        def block(seen: int, made: int, size: int, stride: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(seen, made, size, stride, padding=size // 2, bias=False)
+            return [convolution, nn.BatchNorm2d(made), nn.ReLU()]
 
-        last = {
-            "small": block(32, 64, 5, 2, 2),  # (N, 64, 4, 4)
-            "deep": block(32, 64, 3, 1, 1) + block(64, 64, 5, 2, 2),  # (N, 64, 4, 4)
-            "wide": block(32, 64, 3, 1, 1) + block(64, 64, 3, 1, 0),  # (N, 64, 5, 5)
-        }
         self.encoder = nn.Sequential(
-            *block(2 if holes else 1, 16, 5, 2, 2),
-            *block(16, 32, 5, 2, 2),  # (N, 32, 7, 7)
-            *last[trunk],
+            *block(2 if holes else 1, 16, 5, 2),
+            *block(16, 32, 5, 2),
+            *(block(32, 64, 3, 1) + block(64, 64, 5, 2) if deeper else block(32, 64, 5, 2)),  # (N, 64, 4, 4)
             nn.Flatten(),
-            nn.Linear(1600 if trunk == "wide" else 1024, 128),
+            nn.Linear(1024, 128),
             nn.ReLU(),
             nn.Linear(128, 10 * heads),
             FirstHead(),

@@ -32,7 +32,7 @@ class Network:
     """One network, and by itself a recipe.
 
     heads: codes that are learned side by side on one trunk. Some merge two digits, by chance; the one with the largest
-    mutual information is the code. trunk, canonical, holes: see `models.TenNeurons`. lr, warm_up, anneal: see
+    mutual information is the code. deeper, canonical, holes: see `models.TenNeurons`. lr, warm_up, anneal: see
     `train.learn`. taught: the first epochs, which learn the answers given, if any are.
     reconstruction, information: the weights of those terms; a 0 drops a term. balance: see `losses.mutual_information`.
     augmented: False to learn from the images as they are. post: True for the post's network, with a target that it can
@@ -42,7 +42,7 @@ class Network:
     name: str = "network"
     epochs: int = 2
     heads: int = 8
-    trunk: str = "small"
+    deeper: bool = False
     lr: float = 1e-3
     warm_up: float = 0.6
     anneal: bool = True
@@ -64,7 +64,7 @@ class Network:
     def model(self) -> nn.Module:
         if self.post:
             return models.PostAutoencoder(reachable=True)
-        return models.TenNeurons(self.heads, self.trunk, self.canonical, self.holes)
+        return models.TenNeurons(self.heads, self.deeper, self.canonical, self.holes)
 
     def fit(self, images: Tensor, seed: int, **options: object) -> train.Fitted:
         """images: uint8 [N, 1, 28, 28] -> a model trained from the weights of `seed`, and its history.
@@ -117,8 +117,8 @@ class TenDigits:
 
     name: str = "ten-digits"
     committee: tuple[Network, ...] = 3 * (Network(),)
-    teacher: Network = Network(epochs=6, heads=1, trunk="deep", taught=1)
-    student: Network = Network(epochs=4, heads=1, trunk="wide", taught=4, reconstruction=1.0, lr=2e-3, anneal=False)
+    teacher: Network = Network(epochs=6, heads=1, deeper=True, taught=1)
+    student: Network = Network(epochs=4, heads=1, deeper=True, taught=4, reconstruction=1.0, lr=2e-3, anneal=False)
     views: int = 8
 
     @property
