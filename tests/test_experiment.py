@@ -176,6 +176,9 @@ def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch
         ("--device", "gpu", "unknown device 'gpu'"),
         ("--recipe", "foo", "unknown recipe 'foo': choose one of ten-digits, post"),
         ("--seeds", "0", "seeds must be a whole number from 1"),
+        ("--seeds", "-1", "seeds must be a whole number from 1"),
+        ("--seeds", "9-3", "the last seed must be a whole number from 9"),
+        ("--seeds", "a-3", "the first seed must be a whole number from 0"),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(option, value, message, capsys):

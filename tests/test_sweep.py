@@ -11,9 +11,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import optimize
 
 from mnist_ae import __main__, experiment
 
@@ -50,6 +52,19 @@ def test_any_executor_gives_the_same_rows(tmp_path, monkeypatch):
     assert tables[0]["threads"].tolist() == [1, 1, 1]
     pd.testing.assert_frame_equal(tables[0], tables[1])
     pd.testing.assert_frame_equal(tables[0], tables[2])
+
+
+def test_a_range_of_seeds_and_what_a_row_keeps_of_its_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
+    monkeypatch.setattr(experiment, "workers", lambda: ThreadPoolExecutor(1))
+    __main__.main(["sweep", "--dataset=digits", "--recipe=post", "--epochs=1", "--seeds=10-11"])
+    rows = experiment.read_table("seeds", "digits")
+    assert rows["seed"].tolist() == [10, 11]
+    assert json.loads(rows["settings"][0])["lr"] == experiment.POST.lr
+    folder = tmp_path / "runs" / "sweep" / "post-digits-1-epochs-seed-10"
+    matrix = np.array(json.loads((folder / "metrics.json").read_text())["train_matrix"])
+    pairs = optimize.linear_sum_assignment(matrix, maximize=True)
+    assert rows["train_one_to_one"][0] == pytest.approx(matrix[pairs].sum() / matrix.sum(), abs=1e-5)
 
 
 def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path, monkeypatch):
