@@ -3,9 +3,9 @@
 1. **Objective.** Mutual-information maximisation with consistency under augmentation (RIM, IMSAT, IIC): a code is
    one-hot, all ten neurons are used about equally often, and an augmented copy of an image keeps the image's code.
 2. **Committee.** Three small networks with several heads learn it for two epochs. Into which digit a rare style falls
-   is a lottery of the first steps, and they do not all draw the same: they vote.
-3. **Teacher.** A deeper network learns these votes in its first epoch, as pseudo-labels, and goes on with the objective
-   alone, which cleans up what they have wrong.
+   is a lottery of the first steps, and they do not all draw the same: their answers are aggregated (Dawid-Skene).
+3. **Teacher.** A deeper network learns these answers in its first epoch, as pseudo-labels, and goes on with the
+   objective alone, which cleans up what they have wrong.
 4. **Student.** An autoencoder learns what the teacher makes of an image and its augmented copies, from other copies,
    and to draw the image from the code. Its learning rate stays high: while it is annealed, a network learns the wrong
    pseudo-labels by heart. The average of its weights is the result.
@@ -137,8 +137,8 @@ class TenDigits:
         with train.Stages(seed, self.epochs, images := data.as_images(images), **options) as stages:
             sights = train.with_sights(self.model(), images)
             committee = [stages.learn(f"member {k}", member, sights) for k, member in enumerate(self.committee, 1)]
-            votes = vote([read(member, sights) for member in committee]) if committee else None
-            teacher = stages.learn("teacher", self.teacher, sights, votes)
+            answers = aggregate([read(member, sights) for member in committee]) if committee else None
+            teacher = stages.learn("teacher", self.teacher, sights, answers)
             student = stages.learn("student", self.student, sights, read(teacher, sights, self.views, seed))
             return student, stages.history
 
@@ -186,17 +186,38 @@ def best_head_first(model: nn.Module, x: Tensor) -> None:
         parameter.copy_(parameter.roll(-10 * best, 0))
 
 
-def vote(readings: list[Tensor]) -> Tensor:
-    """The mean of several networks' codes [N, 10] of the same images, their neurons put in one order: float [N, 10].
-
-    The order is that of the one with the largest mutual information (Hungarian matching). One that has MERGED digits
-    has no vote.
+def align(readings: list[Tensor]) -> list[Tensor]:
+    """The codes [N, 10] of several networks of the same images, their neurons put in the order of the one with the
+    largest mutual information (Hungarian matching); without those that have MERGED digits.
 
     >>> one = torch.eye(10)
-    >>> torch.equal(vote([one, one.flip(1)]), one)  # the same answers, other names of the neurons
-    True
+    >>> [torch.equal(codes, one) for codes in align([one, one.flip(1)])]  # the same codes, other names of the neurons
+    [True, True]
     """
     information = [losses.mutual_information(codes).item() for codes in readings]
     best = readings[information.index(max(information))]
     kept = [codes for codes, own in zip(readings, information, strict=True) if own > max(information) - MERGED]
-    return sum(codes[:, linear_sum_assignment(best.T @ codes, maximize=True)[1]] for codes in kept) / len(kept)
+    return [codes[:, linear_sum_assignment(best.T @ codes, maximize=True)[1]] for codes in kept]
+
+
+def aggregate(readings: list[Tensor], rounds: int = 10) -> Tensor:
+    """What several networks' codes [N, 10] of the same images say together: float [N, 10], pseudo-labels.
+
+    Each network has habits: one takes barred 7s for 2s, another for 9s. In turn, their confusion matrices are estimated
+    from the answers so far, and the answers from what each says and is known to confuse: a 2 from the one and a 9 from
+    the other make a 7, where a vote is lost. (Dawid and Skene 1979, with codes for counts.) The last evidence is the
+    networks' mean, not their sum, since they do not err independently.
+
+    >>> one = torch.eye(10).repeat(20, 1)
+    >>> torch.equal(aggregate([one, one.flip(1)]).argmax(dim=1), one.argmax(dim=1))
+    True
+    """
+    readings = align(readings)
+    answers = sum(readings) / len(readings)
+    for _ in range(rounds):
+        confusions = [answers.T @ codes + 1e-5 * len(codes) for codes in readings]  # [answer, what it says]
+        likelihoods = [(confusion / confusion.sum(dim=1, keepdim=True)).log() for confusion in confusions]
+        evidence = sum(codes @ likelihood.T for codes, likelihood in zip(readings, likelihoods, strict=True))
+        frequency = answers.mean(0).clamp_min(1e-3).log()
+        answers = (frequency + evidence).softmax(dim=1)
+    return (frequency + evidence / len(readings)).softmax(dim=1)
