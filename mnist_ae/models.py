@@ -151,9 +151,11 @@ class TenNeurons(nn.Module):
             *block(16, 32, 5, 2),
             *(block(32, 64, 3, 1) + block(64, 64, 5, 2) if deeper else block(32, 64, 5, 2)),  # (N, 64, 4, 4)
             nn.Flatten(),
-            nn.Linear(1024, 128),
+            nn.Linear(1024, 128 * heads),
             nn.ReLU(),
-            nn.Linear(128, 10 * heads),
+            nn.Unflatten(1, (128 * heads, 1)),
+            nn.Conv1d(128 * heads, 10 * heads, kernel_size=1, groups=heads),  # a linear layer for each head
+            nn.Flatten(),
             FirstHead(),
         )
         self.decoder = nn.Sequential(

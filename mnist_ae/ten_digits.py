@@ -182,8 +182,9 @@ def best_head_first(model: nn.Module, x: Tensor) -> None:
     """
     codes = train.in_batches(model, lambda batch: log_codes(model, batch).transpose(0, 1).exp(), x).transpose(0, 1)
     best = losses.mutual_information(codes).argmax().item()
-    for parameter in model.encoder[-2].parameters():
-        parameter.copy_(parameter.roll(-10 * best, 0))
+    layers = [layer for layer in model.encoder if isinstance(layer, nn.Linear | nn.Conv1d)]
+    for parameter in (parameter for layer in layers for parameter in layer.parameters()):
+        parameter.copy_(parameter.roll(-best * (len(parameter) // len(codes)), 0))
 
 
 def align(readings: list[Tensor]) -> list[Tensor]:

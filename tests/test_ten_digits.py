@@ -183,7 +183,7 @@ def test_the_head_with_the_largest_mutual_information_is_the_code(digits):
     model = train.born(lambda: models.TenNeurons(heads=4), 0).eval()
     sights = train.with_sights(model, digits.train_images[:200])[:, 1:]
     with torch.no_grad():
-        model.encoder[-2].weight[20:30] *= 30  # the third one's codes are surer than the others'
+        model.encoder[-3].weight[20:30] *= 30  # the third one's codes are surer than the others'
         codes = model.encoder[:-1](sights.float() / 255).unflatten(1, (4, 10)).softmax(dim=2)
     assert [losses.mutual_information(codes[:, head]).item() for head in range(4)].index(
         losses.mutual_information(codes[:, 2]).item()
