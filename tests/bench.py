@@ -293,7 +293,7 @@ def parts(images: Tensor, repeats: int = REPEATS) -> Iterator[dict]:
     generator, index = torch.Generator().manual_seed(0), torch.arange(train.BATCH)
     batch = train.Batch(sights[index].float() / 255, index, 2, generator)
     x = batch.images[:, 1:]
-    parameters = list(model.parameters())
+    parameters = list(model.encoder.parameters())  # the teacher draws nothing
 
     def backward() -> float:
         loss = network.loss(model, None, batch)
