@@ -455,7 +455,7 @@ def _sweep_row(recipe: AnyRecipe, seed: int, dataset: str, device: str) -> dict:
         "seconds": round(result.seconds),
         **{name: result.metrics[name] for name in ("threads", "device", "torch")},
         "train_one_to_one": confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix)),
-        "settings": json.dumps(asdict(recipe), default=train.plain),
+        "settings": json.dumps(result.metrics["recipe"]),
     }
 
 

@@ -71,7 +71,7 @@ RUNGS = (
     ),
     Rung(
         TEN_DIGITS,
-        "+ a vote of three such networks teaches a deeper one in its first epoch",
+        "+ three such networks together start a deeper one, the teacher of an autoencoder",
         "Into which digit a rare style falls is a lottery of the first steps. Three tickets are better than one.",
     ),
 )

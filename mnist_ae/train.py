@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from tqdm import tqdm
 
-from mnist_ae import data
+from mnist_ae import augment, data
 
 ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; with more, the memory costs time
 
@@ -379,7 +379,7 @@ def learn(
         return order[: steps * BATCH].split(BATCH)
 
     def loss(index: Tensor, epoch: int) -> Tensor:
-        chosen = images[index.to(place, non_blocking=place.type == "cuda")]
+        chosen = images[augment.to_device(index, place)]
         return loss_of(Batch(chosen.float() / 255, index, epoch, generator))
 
     def after_step() -> None:

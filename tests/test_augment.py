@@ -114,9 +114,8 @@ def test_canonical_is_the_shear_that_scipy_makes_of_the_moments(images):
     for image, found in zip(images[:, 0].double().numpy(), ours, strict=True):
         _, centre, covariance = moments(image)
         slant = np.clip(covariance[0, 1] / covariance[0, 0], -1, 1)
-        matrix = np.array(
-            [[1, 0], [slant, 1]]
-        )  # (y, x) of the output, from the middle -> of the input, from its centre
+        # (y, x) of the output, from the middle -> of the input, from its centre
+        matrix = np.array([[1, 0], [slant, 1]])
         offset = 13.5 + centre - matrix @ np.array([13.5, 13.5])
         expected = ndimage.affine_transform(image, matrix, offset, order=1, mode="constant")
         np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -156,3 +155,28 @@ def test_images_that_have_no_slant_have_a_canonical_form():
         np.testing.assert_allclose(moments(image)[1], 0, atol=1e-3)
     assert found[5, 0].any(dim=0).sum() <= 24, "a line is not torn apart"
     torch.testing.assert_close(found[4], odd[4])
+
+
+@pytest.fixture
+def with_holes(images):
+    x = torch.cat([images, augment.holes(images)], dim=1)
+    assert x[:, 1].flatten(1).any(dim=1).sum() > 10
+    return x
+
+
+def test_hidden_holes_hide_nothing_else(with_holes):
+    hidden = torch.arange(len(with_holes)) % 2 == 0
+    seen = augment.hide_holes(with_holes, hidden)
+    assert torch.equal(seen[:, 0], with_holes[:, 0])
+    assert torch.equal(seen[~hidden], with_holes[~hidden])
+    assert seen[hidden, 1].count_nonzero() == 0
+    assert with_holes[hidden, 1].count_nonzero() > 0
+
+
+def test_a_view_hides_the_holes_of_a_share_and_keeps_the_image(with_holes):
+    many = with_holes.repeat(10, 1, 1, 1)
+    seen = augment.view(many, seeded(), bands=False)
+    has_hole = many[:, 1].flatten(1).any(dim=1)
+    hidden = ~seen[:, 1].flatten(1).any(dim=1)
+    assert hidden[has_hole].float().mean() == pytest.approx(0.3, abs=0.1)
+    assert seen[:, 0].flatten(1).any(dim=1).all()

@@ -179,15 +179,23 @@ def test_a_reading_is_the_geometric_mean_over_the_image_and_its_views(digits):
     torch.testing.assert_close(alone, train.encode(model, digits.train_images[:20]), atol=0.01, rtol=0)
 
 
+def test_what_an_encoder_reads_is_computed_once_beside_the_image(digits):
+    model = models.TenNeurons()
+    state = torch.get_rng_state()
+    x = train.with_sights(model, digits.train_images[:40])
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
+    assert torch.equal(x[:, :1], digits.train_images[:40])
+    sight = x[:, 1:].float() / 255
+    assert torch.equal(model.normalise(sight), sight), "images that bring their holes stay as they are"
+
+
 def test_the_head_with_the_largest_mutual_information_is_the_code(digits):
     model = train.born(lambda: models.TenNeurons(heads=4), 0).eval()
     sights = train.with_sights(model, digits.train_images[:200])[:, 1:]
     with torch.no_grad():
         model.encoder[-3].weight[20:30] *= 30  # the third one's codes are surer than the others'
         codes = model.encoder[:-1](sights.float() / 255).unflatten(1, (4, 10)).softmax(dim=2)
-    assert [losses.mutual_information(codes[:, head]).item() for head in range(4)].index(
-        losses.mutual_information(codes[:, 2]).item()
-    ) == 2
+    assert losses.mutual_information(codes.transpose(0, 1)).argmax() == 2
     ten_digits.best_head_first(model, sights)
     torch.testing.assert_close(train.encode(model, digits.train_images[:200]), codes[:, 2], atol=0.01, rtol=0)
 
