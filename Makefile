@@ -92,7 +92,7 @@ lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
 sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
 	$(TASK) sweep $(PARAMETERS) --seeds="$$SEEDS" --recipe="$$RECIPE"
 
-ladder: $(ENVIRONMENT) ## train every rung of notebook 04 for SEEDS seeds, into figures/ladder.csv
+ladder: $(ENVIRONMENT) ## train every rung of notebook 04 below the top, for SEEDS seeds, into figures/ladder.csv
 	$(TASK) ladder $(PARAMETERS) --seeds="$$SEEDS"
 
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     post = replace(experiment.POST, epochs=epochs)
     if options.task == "ladder":
-        table, recipes = "ladder", [rung.recipe for rung in RUNGS]
+        table, recipes = "ladder", [rung.recipe for rung in RUNGS[:-1]]  # the top is a sweep's
     else:
         table, recipes = SWEEPS[options.recipe], [post if options.recipe == post.name else experiment.TEN_DIGITS]
     longest_first = reversed(recipes)

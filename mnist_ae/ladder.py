@@ -1,4 +1,4 @@
-"""From the post's network to ten digits, one idea a rung: what notebook 04 shows and `make ladder` computes."""
+"""From the post's network to ten digits, one idea a rung: for notebook 04; `make ladder` trains all but the top."""
 
 from dataclasses import dataclass
 

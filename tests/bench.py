@@ -243,23 +243,31 @@ def score(model: nn.Module, digits: data.Digits, reading: str = "one_to_one") ->
     return experiment._evaluate(model, digits)["accuracy"][reading]
 
 
-def label_free(digits: data.Digits, recipe: ten_digits.TenDigits, enough: float = 0.98) -> Iterator[dict]:
-    """The whole recipe once, looked at after each epoch with the clock stopped, and the other methods once."""
-    stopped, passed, begin = 0.0, None, time.perf_counter()
+def label_free(
+    digits: data.Digits, recipe: ten_digits.TenDigits, goals: tuple[tuple[float, int], ...] = ((0.98, 30), (0.99, 120))
+) -> Iterator[dict]:
+    """The whole recipe once, looked at after each epoch with the clock stopped, and the other methods once.
+
+    goals: accuracies, and the seconds after which an epoch should have them.
+    """
+    passed, stopped, begin = {}, 0.0, time.perf_counter()
 
     def look(epoch: int, model: nn.Module, state: dict) -> None:
-        nonlocal stopped, passed
+        nonlocal stopped
         now = time.perf_counter()
-        if passed is None:
+        if len(passed) < len(goals):
             average = deepcopy(model)  # what a part leaves is the moving average
             average.load_state_dict(state["learning"]["average"])
-            passed = now - begin - stopped if score(average, digits) >= enough else None
+            reached = score(average, digits)
+            passed.update({enough: now - begin - stopped for enough, _ in goals if reached >= enough} | passed)
         stopped += time.perf_counter() - now
 
     model, _ = recipe.fit(digits.train_images, 0, device="cpu", progress=True, on_epoch=look)
     whole, ours = time.perf_counter() - begin - stopped, score(model, digits)
-    if passed:
-        yield row("recipe", f"to {enough:.0%}", passed, "s", "the goal", 60, accuracy=enough, goal=1, repeats=1)
+    for enough, goal in goals:
+        if enough in passed:
+            name = f"to {enough:.0%}"
+            yield row("recipe", name, passed[enough], "s", "the goal", goal, accuracy=enough, goal=1, repeats=1)
     yield row("recipe", "ten-digits", whole, "s", "the goal", 240, accuracy=ours, goal=1, repeats=1)
 
     for name, cluster in {

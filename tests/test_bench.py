@@ -59,7 +59,7 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
         "parts of a step": bench.parts(digits.train_images, repeats=1),
         "evaluation": bench.evaluation(few, repeats=1),
         "growth": bench.growth("digits", (64, 128), repeats=1),
-        "recipe": bench.label_free(few, brief, enough=0.05),
+        "recipe": bench.label_free(few, brief, goals=((0.05, 1), (1.01, 1))),
         "rounding": bench.rounding(few, epochs=1, seeds=range(1)),
     }
     rows = []
@@ -69,6 +69,7 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
         assert all(line["section"] == section and line["ratio"] > 0 for line in lines)
         rows += lines
     table = pd.DataFrame(rows)
+    assert table["what"].str.startswith("to ").sum() == 1, "no row for what is not reached"
     shares = table.query("section == 'limit' and unit == 'share'")["value"]
     assert shares.sum() == pytest.approx(1)
     assert table.query("section == 'growth'")["peak_megabytes"].min() > 100
