@@ -1,4 +1,4 @@
-"""The recipe that learns ten digits without a label: a committee of short runs, a teacher, a student.
+"""The recipe that learns ten digits without a label: a committee of short runs, a teacher, three students.
 
 1. **Objective.** Mutual-information maximisation with consistency under augmentation (RIM, IMSAT, IIC): a code is
    one-hot, all ten neurons are used about equally often, and an augmented copy of an image keeps the image's code.
@@ -6,9 +6,10 @@
    is a lottery of the first steps, and they do not all draw the same: their answers are aggregated (Dawid-Skene).
 3. **Teacher.** A deeper network learns these answers in its first epoch, as pseudo-labels, and goes on with the
    objective alone, which cleans up what they have wrong.
-4. **Student.** An autoencoder learns what the teacher makes of an image and its augmented copies, from other copies,
-   and to draw the image from the code. Its learning rate stays high: while it is annealed, a network learns the wrong
-   pseudo-labels by heart. The average of its weights is the result.
+4. **Students.** The answers of the teacher are put right by those of the nearest neighbours among the images, and an
+   autoencoder learns them from augmented copies, and to draw the image from the code. It teaches the next one likewise.
+   The learning rate stays high: while it is annealed, a network learns the wrong pseudo-labels by heart. The average
+   of the last student's weights is the result.
 
 Nothing here ever sees a label.
 """
@@ -18,6 +19,8 @@ from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
@@ -25,6 +28,7 @@ from torch.optim.swa_utils import update_bn
 from mnist_ae import augment, data, losses, models, train
 
 MERGED = 0.06  # nats of mutual information less than the best: such a code has merged two digits and split one
+DOUBT = 1e-4  # the least probability that a witness gives to an answer
 
 
 @dataclass(frozen=True)
@@ -113,24 +117,29 @@ class Network:
 
 @dataclass(frozen=True)
 class TenDigits:
-    """All that decides a run of the recipe but its seed and its images."""
+    """All that decides a run of the recipe but its seed and its images.
+
+    neighbours: how many of an image have a say in the answers that a student learns; 0 to leave them out.
+    """
 
     name: str = "ten-digits"
     committee: tuple[Network, ...] = 3 * (Network(),)
     teacher: Network = Network(epochs=6, heads=1, deeper=True, taught=1)
-    student: Network = Network(epochs=4, heads=1, deeper=True, taught=4, reconstruction=1.0, lr=2e-3, anneal=False)
-    views: int = 8
+    students: tuple[Network, ...] = 3 * (
+        Network(epochs=4, heads=1, deeper=True, taught=4, reconstruction=1.0, lr=2e-3, anneal=False),
+    )
+    neighbours: int = 10
 
     @property
     def epochs(self) -> int:
         """Over all images, of all networks together."""
-        return sum(network.epochs for network in (*self.committee, self.teacher, self.student))
+        return sum(network.epochs for network in (*self.committee, self.teacher, *self.students))
 
     def model(self) -> nn.Module:
-        return self.student.model()
+        return (self.teacher, *self.students)[-1].model()
 
     def fit(self, images: Tensor, seed: int, **options: object) -> train.Fitted:
-        """images: uint8 [N, 1, 28, 28] -> the student, and the history of all.
+        """images: uint8 [N, 1, 28, 28] -> the last network, and the history of all.
 
         options: see `train.Stages`.
         """
@@ -138,9 +147,12 @@ class TenDigits:
             sights = train.with_sights(self.model(), images)
             committee = [stages.learn(f"member {k}", member, sights) for k, member in enumerate(self.committee, 1)]
             answers = aggregate([read(member, sights) for member in committee]) if committee else None
-            teacher = stages.learn("teacher", self.teacher, sights, answers)
-            student = stages.learn("student", self.student, sights, read(teacher, sights, self.views, seed))
-            return student, stages.history
+            model = stages.learn("teacher", self.teacher, sights, answers)
+            nearest = nearest_neighbours(sights[:, 1], self.neighbours) if self.students and self.neighbours else None
+            for k, student in enumerate(self.students, 1):
+                answers = read(model, sights) if nearest is None else agree(read(model, sights), nearest)
+                model = stages.learn(f"student {k}", student, sights, answers)
+            return model, stages.history
 
 
 def log_codes(model: nn.Module, x: Tensor) -> Tensor:
@@ -155,23 +167,36 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
     return model.encoder[:-1](x).unflatten(1, (-1, 10)).log_softmax(2).transpose(0, 1)
 
 
-@torch.no_grad()
-def read(model: nn.Module, sights: Tensor, views: int = 0, seed: int = 0) -> Tensor:
-    """The geometric mean of the codes of images and of so many augmented copies (test-time augmentation): [N, 10].
+def read(model: nn.Module, sights: Tensor) -> Tensor:
+    """The codes [N, 10] of images with their sights, uint8 [N, 1 + C, 28, 28]: see `train.with_sights`."""
+    return train.in_batches(model, model.encoder, sights[:, 1:])
 
-    sights: what `train.with_sights` gives.
 
-    >>> sights = torch.zeros(3, 3, 28, 28, dtype=torch.uint8)
-    >>> read(models.TenNeurons(), sights, views=2).sum(dim=1).round(decimals=3)
-    tensor([1., 1., 1.])
+def nearest_neighbours(images: Tensor, count: int) -> Tensor:
+    """The places of the `count` other images nearest to each: uint8 [N, 28, 28] -> int64 [N, count].
+
+    Near in the plain sense, by the pixels' first 60 principal components.
+
+    >>> nearest_neighbours(torch.tensor([0, 9, 100, 110]).to(torch.uint8)[:, None, None].expand(-1, 28, 28), 1)[:, 0]
+    tensor([1, 0, 3, 2])
     """
-    generator = torch.Generator().manual_seed(seed)
+    pixels = images.flatten(1).float().numpy()
+    components = PCA(min(60, *pixels.shape), random_state=0).fit_transform(pixels)
+    search = NearestNeighbors(n_neighbors=min(count, len(pixels) - 1), algorithm="brute").fit(components)
+    return torch.from_numpy(search.kneighbors(return_distance=False))
 
-    def look(x: Tensor) -> Tensor:
-        copies = (augment.view(x, generator, bands=True) for _ in range(views))
-        return sum(log_codes(model, view)[0] for view in (x, *copies)).div(1 + views).softmax(dim=1)
 
-    return train.in_batches(model, look, sights[:, 1:])
+def agree(codes: Tensor, nearest: Tensor) -> Tensor:
+    """What an image's code and the mean code of its neighbours say together, as two witnesses: their product, [N, 10].
+
+    codes: [N, 10]; nearest: [N, K], places of neighbours.
+
+    >>> codes = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8]])
+    >>> agree(codes, torch.tensor([[1, 2], [0, 2], [0, 1]]))[0].round(decimals=2)
+    tensor([0.2100, 0.7900])
+    """
+    evidence = codes.clamp_min(DOUBT).log() + codes[nearest].mean(1).clamp_min(DOUBT).log()
+    return evidence.softmax(dim=1)
 
 
 @torch.no_grad()
