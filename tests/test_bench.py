@@ -50,8 +50,8 @@ def test_every_part_runs_and_the_table_can_be_drawn(digits, monkeypatch):
     monkeypatch.setattr(baselines, "mixture_clusters", lambda *images, reduction: baselines.kmeans_clusters(*images))
     few = data.Digits("digits", *(t[:300] for t in vars(digits).values() if isinstance(t, torch.Tensor)))
     usual = ten_digits.TenDigits()
-    member, teacher, student = (replace(n, epochs=1) for n in (usual.committee[0], usual.teacher, usual.student))
-    brief = ten_digits.TenDigits("brief", (member,), teacher, student)
+    member, teacher, student = (replace(n, epochs=1) for n in (usual.committee[0], usual.teacher, usual.students[0]))
+    brief = ten_digits.TenDigits("brief", (member,), teacher, (student,))
     sections = {
         "loop": bench.post_loop(LikeTorchvisions(few.train_images), few.train_images, 128, repeats=1),
         "candidates": bench.candidates(few.train_images, repeats=1),

@@ -29,7 +29,7 @@ SHORT = TenDigits(
     "short",
     committee=2 * (Network(epochs=4),),
     teacher=replace(experiment.TEN_DIGITS.teacher, epochs=4),
-    student=replace(experiment.TEN_DIGITS.student, epochs=6),
+    students=(replace(experiment.TEN_DIGITS.students[0], epochs=6),),
 )
 BRIEF = replace(POST, epochs=3)
 RECIPES = {"post": POST, "short": SHORT, "brief": BRIEF}

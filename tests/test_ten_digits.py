@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from mnist_ae import augment, baselines, confusion, data, experiment, losses, models, ten_digits, train
 from mnist_ae.ten_digits import Network, TenDigits
 
-TEACHER, STUDENT = TenDigits().teacher, TenDigits().student
+TEACHER, STUDENT = TenDigits().teacher, TenDigits().students[0]
 SHORT = TenDigits(
     "short",
     committee=2 * (Network(epochs=1, heads=2),),
     teacher=replace(TEACHER, epochs=2),
-    student=replace(STUDENT, epochs=1),
+    students=2 * (replace(STUDENT, epochs=1),),
 )
 
 
@@ -49,7 +49,7 @@ def test_a_short_run_beats_kmeans_by_ten_points_on_the_bundled_digits(quick, dig
         score(*baselines.kmeans_clusters(digits.train_images, digits.test_images, seed), digits) for seed in range(5)
     ]
     assert ours > np.mean(kmeans) + 0.1
-    parts = ["member 1"] * 2 + ["member 2"] * 2 + ["teacher"] * 3 + ["student"]
+    parts = ["member 1"] * 2 + ["member 2"] * 2 + ["teacher"] * 3 + ["student 1", "student 2"]
     assert [row["part"] for row in history] == parts
     assert all(np.isfinite(row["loss"]) for row in history)
 
@@ -165,18 +165,34 @@ def test_the_drawing_is_of_the_image_as_it_came_and_from_ten_numbers(batch):
     assert full - without == pytest.approx(9 * error, rel=1e-3)
 
 
-def test_a_reading_is_the_geometric_mean_over_the_image_and_its_views(digits):
-    model = train.born(models.TenNeurons, 0).eval()
-    with_images = train.with_sights(model, digits.train_images[:20])
-    x, generator = with_images[:, 1:].float() / 255, torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        views = [x, *(augment.view(x, generator, bands=True) for _ in range(3))]
-        expected = special.softmax(
-            np.mean([special.log_softmax(model.encoder[:-1](view), axis=1) for view in views], 0), axis=1
-        )
-    np.testing.assert_allclose(ten_digits.read(model, with_images, 3, seed=5), expected, atol=1e-5)
-    alone = ten_digits.read(model, with_images)
-    torch.testing.assert_close(alone, train.encode(model, digits.train_images[:20]), atol=0.01, rtol=0)
+def test_a_reading_is_the_codes_of_the_images(digits):
+    model = train.born(models.TenNeurons, 0)
+    found = ten_digits.read(model, train.with_sights(model, digits.train_images[:20]))
+    torch.testing.assert_close(found, train.encode(model, digits.train_images[:20]), atol=0.01, rtol=0)
+
+
+def test_the_nearest_neighbours_are_those_of_all_distances(digits):
+    """60 images have 60 principal components, and these all distances."""
+    images = digits.train_images[:60, 0]
+    flat = images.flatten(1).double().numpy()
+    distances = ((flat[:, None] - flat[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(distances, np.inf)
+    np.testing.assert_array_equal(ten_digits.nearest_neighbours(images, 7), distances.argsort(axis=1)[:, :7])
+    assert ten_digits.nearest_neighbours(images[:5], 7).shape == (5, 4), "there are no more"
+
+
+def test_neighbours_put_answers_right(digits, rng):
+    """A tenth of the answers lean to a wrong digit; the images around know better."""
+    truth = digits.train_labels.numpy()
+    unsure = rng.random(len(truth)) < 0.1
+    codes = one_hot(truth)
+    codes[unsure] = 0.4 * codes[unsure] + 0.6 * one_hot((truth[unsure] + rng.integers(1, 10, size=unsure.sum())) % 10)
+    nearest = ten_digits.nearest_neighbours(digits.train_images[:, 0], 10)
+    found = ten_digits.agree(codes, nearest)
+    product = codes.clamp_min(1e-4) * torch.stack([codes[places].mean(0) for places in nearest]).clamp_min(1e-4)
+    torch.testing.assert_close(found, product / product.sum(dim=1, keepdim=True))
+    assert (codes.argmax(dim=1).numpy() == truth).mean() < 0.92
+    assert (found.argmax(dim=1).numpy() == truth).mean() > 0.98
 
 
 def test_what_an_encoder_reads_is_computed_once_beside_the_image(digits):
