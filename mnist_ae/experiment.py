@@ -254,7 +254,7 @@ def _identity(recipe: AnyRecipe, seed: int, digits: data.Digits, device: str) ->
 
 def _surroundings() -> dict:
     """What else metrics.json says of where a run was trained."""
-    versions = {name: version(name) for name in ("torch", "numpy", "scipy")}
+    versions = {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
     return {"versions": {"python": platform.python_version(), **versions}, "commit": _commit()}
 
 

@@ -71,7 +71,7 @@ RUNGS = (
     ),
     Rung(
         TEN_DIGITS,
-        "+ three such networks together start a deeper one, which teaches an autoencoder, and this another",
+        "+ three such networks of two epochs teach a deeper one, and it three autoencoders in turn",
         "Into which digit a rare style falls is a lottery of the first steps. Three tickets are better than one.",
     ),
 )

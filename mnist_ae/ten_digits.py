@@ -5,11 +5,10 @@
 2. **Committee.** Three small networks with several heads learn it for two epochs. Into which digit a rare style falls
    is a lottery of the first steps, and they do not all draw the same: their answers are aggregated (Dawid-Skene).
 3. **Teacher.** A deeper network learns these answers in its first epoch, as pseudo-labels, and goes on with the
-   objective alone, which cleans up what they have wrong.
-4. **Students.** The answers of the teacher are put right by those of the nearest neighbours among the images, and an
-   autoencoder learns them from augmented copies, and to draw the image from the code. It teaches the next one likewise.
-   The learning rate stays high: while it is annealed, a network learns the wrong pseudo-labels by heart. The average
-   of the last student's weights is the result.
+   objective alone, which cleans up some of what they have wrong.
+4. **Students.** The answers of the teacher, together with those for the nearest neighbours among the images, are the
+   pseudo-labels that an autoencoder learns, from augmented copies, while it learns to draw the image from the code. It
+   teaches the next one likewise. The average of the last student's weights is the result.
 
 Nothing here ever sees a label.
 """
@@ -21,6 +20,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
@@ -38,9 +38,10 @@ class Network:
     heads: codes that are learned side by side on one trunk. Some merge two digits, by chance; the one with the largest
     mutual information is the code. deeper, canonical, holes: see `models.TenNeurons`. lr, warm_up, anneal: see
     `train.learn`. taught: the first epochs, which learn the answers given, if any are.
-    reconstruction, information: the weights of those terms; a 0 drops a term. balance: see `losses.mutual_information`.
+    reconstruction, information: the weights of those terms. Without the first the decoder stays as it was born; without
+    the second there is no consistency either. balance: see `losses.mutual_information`.
     augmented: False to learn from the images as they are. post: True for the post's network, with a target that it can
-    reach. ValueError for epochs or heads that cannot be, and for several heads with a decoder: it would draw from one.
+    reach. ValueError for numbers that cannot be, and for several heads with a decoder: it would draw from one.
     """
 
     name: str = "network"
@@ -62,6 +63,8 @@ class Network:
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", train.whole_number("epochs", self.epochs, 1, 10_000))
         object.__setattr__(self, "heads", train.whole_number("heads", self.heads, 1, 1000))
+        if not 0 < self.warm_up < self.epochs:
+            raise ValueError(f"warm_up must be between 0 and the {self.epochs} epochs, got {self.warm_up}")
         if self.reconstruction and self.heads > 1:
             raise ValueError(f"heads must be 1 where there is a reconstruction to learn, got {self.heads}")
 
@@ -76,7 +79,9 @@ class Network:
         options: see `train.Stages`.
         """
         with train.Stages(seed, self.epochs, images := data.as_images(images), **options) as stages:
-            return stages.learn("network", self, train.with_sights(self.model(), images)), stages.history
+            return stages.learn(
+                "network", self, train.with_sights(train.born(self.model, seed), images)
+            ), stages.history
 
     def learn(self, model: nn.Module, sights: Tensor, answers: Tensor | None = None, **options: object) -> list[dict]:
         """Train `model` on what `train.with_sights` gives, uint8 [N, 1 + C, 28, 28]; answers: float [N, 10].
@@ -86,32 +91,34 @@ class Network:
         loss = partial(self.loss, model, answers)
         options |= {name: getattr(self, name) for name in ("epochs", "lr", "warm_up", "anneal")}
         history = train.learn(model, sights, loss, **options)
-        # What batch normalisation has seen are, in part, augmented copies; from here on it reads images as they are.
-        sample = sights[:: max(1, len(sights) // 10_000), 1:].split(train.ENCODE_BATCH)
-        update_bn((x.float() / 255 for x in sample), model.encoder, next(model.parameters()).device)
+        # What batch normalisation has seen are augmented copies, too; from here on it reads images as they are.
+        sample = sights[:: max(1, len(sights) // 10_000), 1:]
+        batches = sample.chunk(-(-len(sample) // train.ENCODE_BATCH))  # all of about one size: each counts the same
+        update_bn((x.float() / 255 for x in batches), model.encoder, next(model.parameters()).device)
         if self.heads > 1:
             best_head_first(model, sights[:, 1:])
         return history
 
     def loss(self, model: nn.Module, answers: Tensor | None, batch: train.Batch) -> Tensor:
-        """For `train.learn`: the mean over a batch of images and their augmented copies, the views, of
+        """For `train.learn`: of a batch of images and their augmented copies, the views, the sum over heads of
 
-        KL(code of the image, held fixed || code of the view) - information * I(image; neuron), for each head;
-        or, while answers are learned, their cross-entropy with the code of the view.
+        KL(code of the image, held fixed || code of the view) - information * `losses.mutual_information`;
+        or, while answers are learned, their cross-entropy with the code of the view; plus the reconstruction's error.
         """
         image, sight = batch.images[:, :1], batch.images[:, 1:]
         taught = answers is not None and batch.epoch <= self.taught
         view = augment.view(sight, batch.generator, bands=taught or batch.epoch > 1) if self.augmented else sight
-        if taught or not self.information:
-            of_image = of_view = log_codes(model, view)
-            told = augment.to_device(answers[batch.index], sight.device) if taught else 0
-            loss = -(told * of_view).sum(2).mean()
+        if taught:
+            read = log_codes(model, view)  # [heads, B, 10]
+            loss = -(augment.to_device(answers[batch.index], sight.device) * read).sum(2).mean()
+        elif self.information:
+            read, of_view = log_codes(model, torch.cat([sight, view])).chunk(2, dim=1)
+            information = losses.mutual_information(read.exp(), self.balance)
+            loss = (losses.consistency(read.exp(), of_view) - self.information * information).sum()
         else:
-            of_image, of_view = log_codes(model, torch.cat([sight, view])).chunk(2, dim=1)  # each [heads, B, 10]
-            information = losses.mutual_information(of_image.exp(), self.balance)
-            loss = (losses.consistency(of_image.exp(), of_view) - self.information * information).sum()
+            read, loss = log_codes(model, view), 0.0
         if self.reconstruction:
-            loss = loss + self.reconstruction * F.mse_loss(model.decoder(of_image[0].exp()), image)
+            loss = loss + self.reconstruction * F.mse_loss(model.decoder(read[0].exp()), image)
         return loss
 
 
@@ -119,7 +126,8 @@ class Network:
 class TenDigits:
     """All that decides a run of the recipe but its seed and its images.
 
-    neighbours: how many of an image have a say in the answers that a student learns; 0 to leave them out.
+    neighbours: how many of an image have a say in the answers that a student learns; 0 to leave them out. ValueError
+    where networks do not read the same: `canonical` and `holes` are computed once for all.
     """
 
     name: str = "ten-digits"
@@ -130,13 +138,22 @@ class TenDigits:
     )
     neighbours: int = 10
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "neighbours", train.whole_number("neighbours", self.neighbours, 0, 1000))
+        if len({(network.canonical, network.holes) for network in self.networks}) > 1:
+            raise ValueError("canonical and holes must be the same in all networks")
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return *self.committee, self.teacher, *self.students
+
     @property
     def epochs(self) -> int:
         """Over all images, of all networks together."""
-        return sum(network.epochs for network in (*self.committee, self.teacher, *self.students))
+        return sum(network.epochs for network in self.networks)
 
     def model(self) -> nn.Module:
-        return (self.teacher, *self.students)[-1].model()
+        return self.networks[-1].model()
 
     def fit(self, images: Tensor, seed: int, **options: object) -> train.Fitted:
         """images: uint8 [N, 1, 28, 28] -> the last network, and the history of all.
@@ -144,7 +161,7 @@ class TenDigits:
         options: see `train.Stages`.
         """
         with train.Stages(seed, self.epochs, images := data.as_images(images), **options) as stages:
-            sights = train.with_sights(self.model(), images)
+            sights = train.with_sights(train.born(self.model, seed), images)
             committee = [stages.learn(f"member {k}", member, sights) for k, member in enumerate(self.committee, 1)]
             answers = aggregate([read(member, sights) for member in committee]) if committee else None
             model = stages.learn("teacher", self.teacher, sights, answers)
@@ -181,9 +198,10 @@ def nearest_neighbours(images: Tensor, count: int) -> Tensor:
     tensor([1, 0, 3, 2])
     """
     pixels = images.flatten(1).float().numpy()
-    components = PCA(min(60, *pixels.shape), random_state=0).fit_transform(pixels)
-    search = NearestNeighbors(n_neighbors=min(count, len(pixels) - 1), algorithm="brute").fit(components)
-    return torch.from_numpy(search.kneighbors(return_distance=False))
+    with threadpool_limits(torch.get_num_threads()):
+        components = PCA(min(60, *pixels.shape), random_state=0).fit_transform(pixels)
+        search = NearestNeighbors(n_neighbors=min(count, len(pixels) - 1), algorithm="brute").fit(components)
+        return torch.from_numpy(search.kneighbors(return_distance=False))
 
 
 def agree(codes: Tensor, nearest: Tensor) -> Tensor:

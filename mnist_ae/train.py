@@ -127,6 +127,8 @@ def fit(
         target = model.normalise(images[index])
         with torch.autocast(place.type, torch.bfloat16, enabled=bfloat16):
             drawn = forward(target)
+        if drawn.shape != target.shape:
+            raise ValueError(f"the model must draw what it reads, {list(target.shape)}, got {list(drawn.shape)}")
         return F.mse_loss(drawn.float(), target)
 
     with progress_bar(epochs * len(images), progress) as bar:
@@ -263,15 +265,15 @@ def passes(images: int) -> int:
 
 
 def with_sights(model: nn.Module, images: Tensor) -> Tensor:
-    """images: uint8 [N, 1, 28, 28] -> uint8 [N, 1 + C, 28, 28]: each image and what the model's encoder reads of it,
-    C channels in [0, 1], computed once for all epochs.
+    """images: [N, 1, 28, 28] -> uint8 [N, 1 + C, 28, 28]: each image and what the model's encoder reads of it,
+    C channels, computed once for all epochs.
 
     >>> from mnist_ae import models
     >>> with_sights(models.TenNeurons(), torch.zeros(3, 1, 28, 28, dtype=torch.uint8)).shape
     torch.Size([3, 3, 28, 28])
     """
     sights = in_batches(model, lambda x: (255 * x).round().to(torch.uint8), images)
-    return torch.cat([images, sights], dim=1)
+    return torch.cat([images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8), sights], dim=1)
 
 
 class Stages:
