@@ -4,7 +4,7 @@
    one-hot, all ten neurons are used about equally often, and an augmented copy of an image keeps the image's code.
 2. **Committee.** Three small networks with several heads learn it for two epochs. Into which digit a rare style falls
    is a lottery of the first steps, and they do not all draw the same: their answers are aggregated (Dawid-Skene).
-3. **Teacher.** A deeper network learns these answers in its first epoch, as pseudo-labels, and goes on with the
+3. **Teacher.** A deeper network learns these answers in its first two epochs, as pseudo-labels, and goes on with the
    objective alone, which cleans up some of what they have wrong.
 4. **Students.** The answers of the teacher, together with those for the nearest neighbours among the images, are the
    pseudo-labels that an autoencoder learns, from augmented copies, while it learns to draw the image from the code. It
@@ -132,7 +132,7 @@ class TenDigits:
 
     name: str = "ten-digits"
     committee: tuple[Network, ...] = 3 * (Network(),)
-    teacher: Network = Network(epochs=6, heads=1, deeper=True, taught=1)
+    teacher: Network = Network(epochs=6, heads=1, deeper=True, taught=2)
     students: tuple[Network, ...] = 3 * (
         Network(epochs=4, heads=1, deeper=True, taught=4, reconstruction=1.0, lr=2e-3, anneal=False),
     )
