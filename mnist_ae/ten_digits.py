@@ -79,9 +79,8 @@ class Network:
         options: see `train.Stages`.
         """
         with train.Stages(seed, self.epochs, images := data.as_images(images), **options) as stages:
-            return stages.learn(
-                "network", self, train.with_sights(train.born(self.model, seed), images)
-            ), stages.history
+            sights = train.with_sights(train.born(self.model, seed), images)
+            return stages.learn("network", self, sights), stages.history
 
     def learn(self, model: nn.Module, sights: Tensor, answers: Tensor | None = None, **options: object) -> list[dict]:
         """Train `model` on what `train.with_sights` gives, uint8 [N, 1 + C, 28, 28]; answers: float [N, 10].
@@ -109,16 +108,16 @@ class Network:
         taught = answers is not None and batch.epoch <= self.taught
         view = augment.view(sight, batch.generator, bands=taught or batch.epoch > 1) if self.augmented else sight
         if taught:
-            read = log_codes(model, view)  # [heads, B, 10]
-            loss = -(augment.to_device(answers[batch.index], sight.device) * read).sum(2).mean()
+            logs = log_codes(model, view)  # [heads, B, 10]
+            loss = -(augment.to_device(answers[batch.index], sight.device) * logs).sum(2).mean()
         elif self.information:
-            read, of_view = log_codes(model, torch.cat([sight, view])).chunk(2, dim=1)
-            information = losses.mutual_information(read.exp(), self.balance)
-            loss = (losses.consistency(read.exp(), of_view) - self.information * information).sum()
+            logs, of_view = log_codes(model, torch.cat([sight, view])).chunk(2, dim=1)
+            information = losses.mutual_information(logs.exp(), self.balance)
+            loss = (losses.consistency(logs.exp(), of_view) - self.information * information).sum()
         else:
-            read, loss = log_codes(model, view), 0.0
+            logs, loss = log_codes(model, view), 0.0
         if self.reconstruction:
-            loss = loss + self.reconstruction * F.mse_loss(model.decoder(read[0].exp()), image)
+            loss = loss + self.reconstruction * F.mse_loss(model.decoder(logs[0].exp()), image)
         return loss
 
 
@@ -185,7 +184,11 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def read(model: nn.Module, sights: Tensor) -> Tensor:
-    """The codes [N, 10] of images with their sights, uint8 [N, 1 + C, 28, 28]: see `train.with_sights`."""
+    """The codes [N, 10] of images with their sights, uint8 [N, 1 + C, 28, 28]: see `train.with_sights`.
+
+    >>> read(models.TenNeurons(), torch.zeros(3, 3, 28, 28, dtype=torch.uint8)).sum(dim=1).round(decimals=3)
+    tensor([1., 1., 1.])
+    """
     return train.in_batches(model, model.encoder, sights[:, 1:])
 
 
