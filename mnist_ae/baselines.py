@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnist_ae import codes, data, models, train
+from mnist_ae import codes, models, train
 
 
 def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +25,7 @@ def kmeans_clusters(train_images: Tensor, test_images: Tensor, seed: int) -> tup
     [(1437, 10), (360, 10)]
     """
     model = KMeans(n_clusters=10, n_init=1, random_state=seed)
-    flat = [models.pixels(data.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
+    flat = [checks.pixels(checks.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
     model.fit(flat[0])
     return tuple(np.eye(10)[model.predict(images)] for images in flat)
 
@@ -45,7 +45,7 @@ def mixture_clusters(
     """
     if reduction not in ("pca", "umap"):
         raise ValueError(f"reduction must be pca or umap, got {reduction!r}")
-    flat = [models.pixels(data.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
+    flat = [checks.pixels(checks.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
     if reduction == "pca":
         reduce = PCA(50, random_state=seed)
     else:
@@ -69,7 +69,7 @@ def supervised(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.PostAutoencoder()
-    images, labels = data.as_images(images), torch.from_numpy(data.as_labels(labels))
+    images, labels = checks.as_images(images), torch.from_numpy(checks.as_labels(labels))
     optimizer = torch.optim.Adam(model.encoder.parameters(), lr=1e-3, fused=True)
     order = torch.Generator().manual_seed(seed)
     with train.progress_bar(epochs * len(images), progress) as bar:

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mnist_ae import data, files
+from mnist_ae import checks, storage
 
 
 def entropy(codes: ArrayLike) -> np.ndarray:
@@ -29,7 +29,7 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> np.ndarray:
     >>> group_means([[0.0], [2.0], [5.0]], [1, 1, 9])[[0, 1, 9]].ravel()
     array([nan,  1.,  5.])
     """
-    values, groups = np.asarray(values), data.as_labels(groups, "groups")
+    values, groups = np.asarray(values), checks.as_labels(groups, "groups")
     means = np.full((10, *values.shape[1:]), np.nan)
     for group in np.unique(groups):
         means[group] = values[groups == group].mean(axis=0, dtype=np.float64)
@@ -87,7 +87,7 @@ def nearest_agrees(codes: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
-    labels = data.as_labels(labels)
+    labels = checks.as_labels(labels)
     nearest = NearestNeighbors(n_neighbors=1).fit(np.asarray(codes)).kneighbors(return_distance=False)[:, 0]
     return labels[nearest] == labels
 
@@ -126,7 +126,7 @@ def umap(**options: object) -> object:
         try:
             from umap import UMAP
         except RuntimeError:  # numba: "cannot cache function: no locator available"
-            os.environ["NUMBA_CACHE_DIR"] = str(files.runs_folder() / "numba")
+            os.environ["NUMBA_CACHE_DIR"] = str(storage.runs_folder() / "numba")
             import numba
 
             numba.core.config.reload_config()

@@ -8,20 +8,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
-from mnist_ae import data
-
 
 def confusion_matrix(labels: ArrayLike, codes: ArrayLike) -> np.ndarray:
     """int64 [10, 10]: how many images of digit (row) have that neuron (column) as their most active one.
 
-    labels: as for `data.as_labels`, [N]. codes: finite numbers [N, 10]; of equally active neurons the first counts.
+    labels: as for `checks.as_labels`, [N]. codes: finite numbers [N, 10]; of equally active neurons the first counts.
     Raises ValueError for other shapes, labels that are no digits, or codes that are not finite.
 
     >>> confusion_matrix([7, 7, 2], np.eye(10)[[4, 4, 0]])[[7, 2]][:, [4, 0]]
     array([[2, 0],
            [0, 1]])
     """
-    labels, codes = data.as_labels(labels), np.asarray(codes, dtype=np.float64)
+    labels, codes = checks.as_labels(labels), np.asarray(codes, dtype=np.float64)
     if codes.ndim != 2 or codes.shape[1] != 10 or labels.shape != codes.shape[:1]:
         raise ValueError(f"labels must be [N] and codes [N, 10], got {labels.shape} and {codes.shape}")
     if not np.isfinite(codes).all():
@@ -138,7 +136,7 @@ def _checked(matrix: ArrayLike) -> np.ndarray:
 
 
 def _digits(mapping: ArrayLike) -> np.ndarray:
-    mapping = data.as_labels(mapping, "a mapping's digits")
+    mapping = checks.as_labels(mapping, "a mapping's digits")
     if len(mapping) != 10:
         raise ValueError(f"a mapping must have a digit for each of 10 neurons, got {len(mapping)}")
     return mapping

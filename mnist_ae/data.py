@@ -4,25 +4,20 @@ import gzip
 import hashlib
 import os
 import re
-import shutil
-import socket
 import struct
-import tempfile
-import time
 import warnings
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnist_ae import files
+from mnist_ae import checks, storage
 
 NAMES = ("auto", "MNIST", "FashionMNIST", "KMNIST", "digits")
 
@@ -44,9 +39,7 @@ SHA256 = {
 KINDS = {8: "unsigned bytes", 9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers"}
 KINDS |= {13: "32-bit floats", 14: "64-bit floats"}
 LEAST = {"train": 128, "test": 20}  # images: one batch of the label-free recipe; what the maps and rows of images need
-SUMS = "sha256sums"  # beside the files of a download; `sha256sum -c` reads it too
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer; a network that swallows packets must not hang a first run
-ABANDONED = 24 * 3600  # seconds, after which a download is not that of a process at work beside this one
 
 
 class DataError(RuntimeError):
@@ -57,71 +50,11 @@ class DataUnavailable(DataError):
     """A data set that is neither on disk nor downloadable."""
 
 
-def check_pixels(images: Tensor) -> None:
-    """ValueError for images of any shape that are neither uint8 nor floating in [0, 1].
-
-    >>> check_pixels(torch.rand(3, 28, 28))
-    """
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise ValueError(f"images must be uint8 in 0..255 or floating in [0, 1], got {images.dtype}")
-    if not ((images >= 0) & (images <= 1)).all():  # NaN is neither
-        raise ValueError("images hold pixels that are NaN or outside [0, 1]")
-
-
-def as_images(images: ArrayLike) -> Tensor:
-    """Images of NumPy or torch, [N, 28, 28] or [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> [N, 1, 28, 28].
-
-    Background is dark, ink is bright: warns where the border of most images is bright. ValueError for other shapes and
-    types.
-
-    >>> as_images(np.zeros((3, 28, 28))).shape
-    torch.Size([3, 1, 28, 28])
-    """
-    if not isinstance(images, Tensor):
-        try:
-            array = np.array(images)  # a copy: torch takes no reversed and no read-only array
-            images = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-        except (TypeError, ValueError) as error:  # text, or lists of different lengths
-            raise ValueError(f"images must be numbers, [N, 28, 28], got {type(images).__name__}: {error}") from error
-    check_pixels(images)
-    shape = list(images.shape)
-    images = images[:, None] if images.ndim == 3 else images
-    if images.shape[1:] != (1, 28, 28):
-        raise ValueError(f"images must be grey and of 28 x 28 pixels, [N, 28, 28] or [N, 1, 28, 28], got {shape}")
-    border = torch.cat([images[:, 0, [0, -1]].flatten(1), images[:, 0, :, [0, -1]].flatten(1)], dim=1).float().mean(1)
-    if len(images) and border.median() > 0.6 * (255 if images.dtype == torch.uint8 else 1):
-        warnings.warn("most images have a bright border: ink must be bright on dark, invert what is not", stacklevel=3)
-    return images
-
-
-def as_labels(labels: ArrayLike, name: str = "labels") -> np.ndarray:
-    """Whole numbers from 0 to 9 of any type, 3.0 included -> int64 [N]; ValueError, with `name`, for anything else.
-
-    >>> as_labels([3.0, 7])
-    array([3, 7])
-    """
-    try:
-        values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-        if values.dtype.kind not in "iufO" or any(type(value) is str for value in values.flat):
-            raise TypeError(f"they are {values.dtype}")
-        numbers = values.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:  # text, a missing value, lists of different lengths
-        raise ValueError(f"{name} must be whole numbers from 0 to 9, got {type(labels).__name__}: {error}") from error
-    if numbers.ndim != 1:
-        raise ValueError(f"{name} must be [N], got {list(numbers.shape)}")
-    wrong = np.flatnonzero(~((numbers >= 0) & (numbers <= 9) & (numbers == np.floor(numbers))))  # NaN is wrong, too
-    if len(wrong):
-        raise ValueError(f"{name} must be whole numbers from 0 to 9, got {numbers[wrong[0]]:g} at place {wrong[0]}")
-    return numbers.astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Digits:
     """A data set. images: uint8 [N, 1, 28, 28], 0 background to 255 ink; labels: int64 [N], 0 to 9.
 
-    Made from what `as_images` and `as_labels` take. ValueError for what cannot be learned from or scored.
+    Made from what `checks.as_images` and `as_labels` take. ValueError for what cannot be learned from or scored.
     """
 
     name: str
@@ -132,9 +65,9 @@ class Digits:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
-            labels = torch.from_numpy(as_labels(getattr(self, f"{part}_labels"), f"{part}_labels"))
+            labels = torch.from_numpy(checks.as_labels(getattr(self, f"{part}_labels"), f"{part}_labels"))
             try:
-                images = as_images(getattr(self, f"{part}_images"))
+                images = checks.as_images(getattr(self, f"{part}_images"))
             except ValueError as error:
                 raise ValueError(f"{part}_{error}") from error
             if images.dtype != torch.uint8:
@@ -163,9 +96,9 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
         your own: a folder beside MNIST's with the same four files, of as many images as you like.
     root: the folder that holds (or will hold) NAME/raw/train-images-idx3-ubyte and so on, as torchvision lays it out;
         by default $MNIST_AE_DATA (a relative path counts from the repository, since notebooks run in a subfolder),
-        else `data/` in the repository. Other spellings of these names are read, too: see `_place`.
+        else `data/` in the repository. Other spellings of these names are read, too: see `_places`.
 
-    A file that is damaged, or missing beside others, is downloaded again; the damaged one is kept as NAME.damaged.
+    A file that is missing or damaged is downloaded, gzipped; the damaged one stays where it is.
 
     Raises ValueError for an unknown name; DataUnavailable where the files are neither on disk nor downloadable; and
     DataError, never a fallback, for a file that is damaged or missing and cannot be downloaded again, and for data of
@@ -177,12 +110,14 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
     """
     if not isinstance(name, str):
         raise ValueError(f"dataset must be a name, got {name!r}: papermill's -r dataset NAME keeps it text")
-    if name not in NAMES:
-        return _load_own(name, _data_root(root))
     if name == "digits":
         return _bundled_digits()
+    environment = storage.named(os.environ.get("MNIST_AE_DATA") or "data").resolve()
+    root = environment if root is None else Path(root).expanduser().absolute()
+    if name not in NAMES:
+        return _load_own(name, root)
     try:
-        return _load_idx("MNIST" if name == "auto" else name, _data_root(root))
+        return _load_published("MNIST" if name == "auto" else name, root)
     except DataUnavailable as reason:
         if name != "auto":
             raise
@@ -192,13 +127,6 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
             stacklevel=2,
         )
         return _bundled_digits()
-
-
-def _data_root(root: str | Path | None) -> Path:
-    """The folder to look in: the argument, else $MNIST_AE_DATA, else data/."""
-    if root is not None:
-        return Path(root).expanduser().absolute()
-    return files.named(os.environ.get("MNIST_AE_DATA") or "data").resolve()
 
 
 def _load_own(name: str, root: Path) -> Digits:
@@ -211,8 +139,7 @@ def _load_own(name: str, root: Path) -> Digits:
             f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or put four files of your own into "
             f"{root}/NAME/raw, with a NAME of letters, digits, _ and - only"
         )
-    folder = root / name / "raw"
-    digits = _digits(name, [_read_idx(_place(folder, f), (None, *shape[1:]), None) for f, shape in FILES.items()])
+    digits = Digits(name, *[_read(root / name / "raw", file, (None, *shape[1:])) for file, shape in FILES.items()])
     for part, least in LEAST.items():
         found = getattr(digits, f"{part}_labels").bincount(minlength=10)
         if (brightest := getattr(digits, f"{part}_images").max()) < 128:
@@ -225,69 +152,49 @@ def _load_own(name: str, root: Path) -> Digits:
     return digits
 
 
-def _digits(name: str, arrays: list[np.ndarray]) -> Digits:
-    train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
-    return Digits(name, train_images.unsqueeze(1), train_labels.long(), test_images.unsqueeze(1), test_labels.long())
-
-
-def _load_idx(name: str, root: Path) -> Digits:
-    folder = root / name / "raw"
-    try:
-        arrays = _read_all(folder)
-    except DataError as fault:
+def _load_published(name: str, root: Path) -> Digits:
+    folder, arrays = root / name / "raw", []
+    for file, shape in FILES.items():
+        sha256 = SHA256[file] if name == "MNIST" else None  # that of the others is gzip's own, and their download's
         try:
-            _download(name, root)
-        except (OSError, RuntimeError, EOFError, zlib.error) as error:
-            reason = f"{' '.join(str(error).split())} ({type(error).__name__})"
-            if any(_place(folder, file).exists() for file in FILES):
-                raise DataError(f"{fault} It could not be downloaded again: {reason}") from error
-            missing = f"{name} is not in {folder}{_held(folder)}"
-            raise DataUnavailable(f"{missing} and could not be downloaded: {reason}") from error
-        arrays = _read_all(folder)
-    return _digits(name, arrays)
+            arrays.append(_read(folder, file, shape, sha256))
+        except DataError as fault:
+            try:
+                _download(name, file, folder)
+            except (OSError, ValueError) as error:
+                reason = f"{' '.join(str(error).split())} ({type(error).__name__})"
+                if any(any(_places(folder, other)) for other in FILES):
+                    raise DataError(f"{fault} It could not be downloaded again: {reason}") from error
+                missing = f"{name} is not in {folder}{_held(folder)}"
+                raise DataUnavailable(f"{missing} and could not be downloaded: {reason}") from error
+            arrays.append(_read(folder, file, shape, sha256))
+    return Digits(name, *arrays)
 
 
-def _download(name: str, root: Path) -> None:
-    """Let torchvision download and verify a data set beside its place, then move there, each in one step, the files
-    that are missing or damaged; and leave the checksums of what was verified.
-    """
-    from torchvision import datasets  # slow to import, and needed here only
+def _download(name: str, file: str, folder: Path) -> None:
+    """Get FILE.gz, from where torchvision gets it and with the MD5 sum that it knows; OSError or ValueError."""
+    import pooch  # slow to import, and needed here only
+    from torchvision import datasets
 
-    folder = root / name / "raw"
-    root.mkdir(parents=True, exist_ok=True)
-    for partial in root.glob(".download-*"):
-        if time.time() - partial.stat().st_mtime > ABANDONED:  # by a process that was killed
-            shutil.rmtree(partial)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as partial:
-            getattr(datasets, name)(partial, download=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            new = Path(partial, name, "raw")
-            sums = {file: hashlib.sha256((new / file).read_bytes()).hexdigest() for file in FILES}
-            files.write(folder / SUMS, "".join(f"{sums[file]}  {file}\n" for file in FILES).encode())
-            for file, shape in FILES.items():
-                try:
-                    _read_idx(_place(folder, file), shape, sums[file])
-                except DataError:
-                    with suppress(FileNotFoundError):
-                        os.replace(_place(folder, file), folder / f"{file}.damaged")
-                    os.replace(new / file, folder / file)
-    finally:
-        socket.setdefaulttimeout(timeout)
+    source, faults = getattr(datasets, name), []
+    checksum = f"md5:{dict(source.resources)[f'{file}.gz']}"
+    downloader = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT, progressbar=True)
+    for mirror in source.mirrors:
+        try:
+            pooch.retrieve(f"{mirror}{file}.gz", checksum, f"{file}.gz", folder, downloader=downloader)
+            return
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong checksum is a ValueError
+            faults.append(error)
+    raise faults[0]
 
 
-def _place(folder: Path, file: str) -> Path:
-    """Where to read a file: in raw/ or above it; its name with a dash, or with a dot, as some sites and tools have it;
+def _places(folder: Path, file: str) -> Iterator[Path]:
+    """Where a file lies: in raw/ or above it; its name with a dash, or with a dot, as some sites and tools have it;
     alone, with `.gz`, or in a folder of the same name.
     """
     for place in (folder, folder.parent):
         for name in (file, file.replace("-idx", ".idx")):
-            for path in (place / name, place / f"{name}.gz", place / name / name):
-                if path.is_file():
-                    return path
-    return folder / file
+            yield from filter(Path.is_file, (place / name, place / f"{name}.gz", place / name / name))
 
 
 def _held(folder: Path) -> str:
@@ -298,16 +205,15 @@ def _held(folder: Path) -> str:
     return ""
 
 
-def _read_all(folder: Path) -> list[np.ndarray]:
-    """The four files. Their checksums: MNIST's are known, those of the others were left by their download, if any."""
-    sums = SHA256
-    if folder.parent.name != "MNIST":
+def _read(folder: Path, file: str, shape: tuple[int | None, ...], sha256: str | None = None) -> np.ndarray:
+    """The first intact one of a file's places, see `_read_idx`; else DataError with the first fault."""
+    faults = []
+    for path in _places(folder, file):
         try:
-            left = (folder / SUMS).read_text(errors="replace")
-        except OSError:
-            left = ""
-        sums = {file: checksum for checksum, file in re.findall(r"^([0-9a-f]{64})  (\S+)$", left, re.M)}
-    return [_read_idx(_place(folder, file), shape, sums.get(file)) for file, shape in FILES.items()]
+            return _read_idx(path, shape, sha256)
+        except DataError as fault:
+            faults.append(fault)
+    raise faults[0] if faults else DataError(f"{folder / file} is missing{_held(folder)}.")
 
 
 def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> np.ndarray:
@@ -320,8 +226,6 @@ def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> 
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing{_held(path.parent)}.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if shape[0] is None:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from mnist_ae.experiment import POST, TEN_DIGITS, AnyRecipe, Recipe
-from mnist_ae.ten_digits import Network
+from mnist_ae.recipes import POST, TEN_DIGITS, Network, Post, Recipe
 
 EPOCHS = 3  # of every rung that is one network, so that they can be compared
 PLAIN = {"epochs": EPOCHS, "heads": 1, "canonical": False, "holes": False}
@@ -13,24 +12,24 @@ PLAIN = {"epochs": EPOCHS, "heads": 1, "canonical": False, "holes": False}
 class Rung:
     """A recipe, what it changes in the one before, and why that helps or does not."""
 
-    recipe: AnyRecipe
+    recipe: Recipe
     change: str
     why: str
 
 
 RUNGS = (
     Rung(
-        Recipe("listing", epochs=EPOCHS, activations=False),
+        Post("listing", epochs=EPOCHS, activations=False),
         "the post's listing, read literally: no non-linearity",
         "An affine map of ten numbers can do no more than PCA: it describes images, it does not sort them.",
     ),
     Rung(
-        Recipe(POST.name, epochs=EPOCHS),
+        Post(POST.name, epochs=EPOCHS),
         "+ the published model's ReLU, softmax and sigmoid",
         "A softmax code can be one-hot. The loss is content with mixtures, which say more about an image.",
     ),
     Rung(
-        Recipe("reachable", epochs=EPOCHS, reachable=True),
+        Post("reachable", epochs=EPOCHS, reachable=True),
         "+ a target that the output can reach: pixels from 0 to 1",
         "A sigmoid cannot draw -0.4 or 2.8. With errors this small, though, the post's rate hardly moves the weights.",
     ),

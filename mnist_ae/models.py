@@ -1,25 +1,14 @@
 """The post's autoencoder and ours: 28x28 pixels -> 10 numbers -> 28x28 pixels."""
 
 import torch
+import torchinfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_ae import augment, data
+from mnist_ae import augment, checks
 
 # Mean and standard deviation of MNIST's training pixels in [0, 1], as the post normalises them.
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
-
-
-def pixels(images: Tensor) -> Tensor:
-    """images: uint8 [N, 1, 28, 28] in 0..255, or floating in [0, 1] -> float32 of the same shape in [0, 1].
-
-    Raises ValueError for other types, and for floating pixels that are NaN or outside [0, 1].
-
-    >>> pixels(torch.full((1, 1, 1, 2), 51, dtype=torch.uint8))
-    tensor([[[[0.2000, 0.2000]]]])
-    """
-    data.check_pixels(images)
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 class PostAutoencoder(nn.Module):
@@ -35,7 +24,7 @@ class PostAutoencoder(nn.Module):
     def __init__(self, activations: bool = True, reachable: bool = False):
         super().__init__()
         if reachable:
-            self.normalise = pixels
+            self.normalise = checks.pixels
 
         def layers(*modules: nn.Module | None) -> nn.Sequential:
             return nn.Sequential(*[module for module in modules if module is not None])
@@ -67,7 +56,7 @@ class PostAutoencoder(nn.Module):
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
         """images: uint8 in 0..255 or floating in [0, 1] -> what the network reads and draws, in about -0.42..2.82."""
-        return (pixels(images) - PIXEL_MEAN) / PIXEL_STD
+        return (checks.pixels(images) - PIXEL_MEAN) / PIXEL_STD
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decoder(self.encoder(images))
@@ -168,7 +157,7 @@ class TenNeurons(nn.Module):
 
         [N, 1, 28, 28], with holes [N, 2, 28, 28]; images that come with these stay as they are.
         """
-        x = pixels(images)
+        x = checks.pixels(images)
         if x.shape[1] > 1:
             return x
         x = augment.canonical(x) if self.canonical else x
@@ -178,27 +167,31 @@ class TenNeurons(nn.Module):
         return self.decoder(self.encoder(images))
 
 
-def layer_table(model: nn.Module, images: Tensor) -> list[dict]:
-    """One dict for each layer that `images` pass through: part, layer, shape (without N), parameters.
+def log_codes(model: nn.Module, x: Tensor) -> Tensor:
+    """The logarithm of the codes of what the encoder reads, float [N, C, 28, 28] in [0, 1]: [heads, N, 10], exact where
+    a code rounds to 0.
 
-    images: float32 [N, 1, 28, 28]. Read from the model itself, by watching it work.
+    >>> model, x = TenNeurons(), torch.rand(2, 2, 28, 28)
+    >>> torch.allclose(log_codes(model, x)[0].exp(), model.encoder(x))
+    True
+    """
+    return model.encoder[:-1](x).unflatten(1, (-1, 10)).log_softmax(2).transpose(0, 1)
 
-    >>> layer_table(PostAutoencoder(), torch.zeros(1, 1, 28, 28))[1]
+
+def layer_table(model: nn.Module) -> list[dict]:
+    """One dict for each layer that an image passes through: part, layer, shape (without N), parameters.
+
+    >>> layer_table(PostAutoencoder())[1]
     {'part': 'encoder', 'layer': 'ReLU()', 'shape': (4, 24, 24), 'parameters': 0}
     """
-    rows, hooks = [], []
-    for part, network in model.named_children():
-        for layer in network:
-
-            def watch(layer: nn.Module, _: tuple, output: Tensor, part: str = part) -> None:
-                count = sum(parameter.numel() for parameter in layer.parameters())
-                rows.append({"part": part, "layer": str(layer), "shape": tuple(output.shape[1:]), "parameters": count})
-
-            hooks.append(layer.register_forward_hook(watch))
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rows
+    layers = torchinfo.summary(model, (1, 1, 28, 28), verbose=0).summary_list
+    return [
+        {
+            "part": layer.parent_info.var_name,
+            "layer": str(layer.module),
+            "shape": tuple(layer.output_size[1:]),
+            "parameters": layer.num_params,
+        }
+        for layer in layers
+        if layer.depth == 2
+    ]

@@ -1,7 +1,10 @@
-"""Where a run's files go; writing them whole or not at all; one process at a time."""
+"""Where a run's files go; files written whole or not at all, one process at a time; checkpoints that run no code."""
 
+import io
 import os
+import pickle
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,26 +14,8 @@ _SOURCE = Path(__file__).resolve().parents[1]
 HOME = _SOURCE if (_SOURCE / "pyproject.toml").exists() else Path.cwd()
 
 
-def runs_folder() -> Path:
-    """Checkpoints and executed notebooks: $MNIST_AE_OUT/runs, by default `runs/` in the repository.
-
-    >>> runs_folder().name
-    'runs'
-    """
-    return _out() / "runs"
-
-
-def figures_folder(dataset: str) -> Path:
-    """What the notebooks draw: `figures/` for MNIST, `figures/NAME/` for others, so that MNIST's stay as they are.
-
-    >>> figures_folder("MNIST").name, figures_folder("digits").name
-    ('figures', 'digits')
-    """
-    return _out() / "figures" / ("" if dataset == "MNIST" else dataset)
-
-
-def _out() -> Path:
-    return named(os.environ.get("MNIST_AE_OUT", ""))
+class CheckpointError(RuntimeError):
+    """A file that is no intact checkpoint, or one of another architecture; the message names the path and the fault."""
 
 
 def named(folder: str) -> Path:
@@ -45,26 +30,30 @@ def named(folder: str) -> Path:
     return HOME / path
 
 
+def runs_folder() -> Path:
+    """Checkpoints and executed notebooks: $MNIST_AE_OUT/runs, by default `runs/` in the repository."""
+    return named(os.environ.get("MNIST_AE_OUT", "")) / "runs"
+
+
+def figures_folder(dataset: str) -> Path:
+    """What the notebooks draw: `figures/` for MNIST, `figures/NAME/` for others, so that MNIST's stay as they are."""
+    return named(os.environ.get("MNIST_AE_OUT", "")) / "figures" / ("" if dataset == "MNIST" else dataset)
+
+
 def clean() -> None:
     """Delete what the project wrote into `runs_folder()`, and folders that this leaves empty; nothing behind a link.
 
     SystemExit where that folder is itself a link. `make clean` calls it with any Python from 3.9 on, no package needed.
-
-    >>> write(runs_folder() / "post-MNIST-20-epochs-seed-0" / "model.pt", b"")
-    >>> write(runs_folder() / "letter.txt", b"somebody else's")
-    >>> clean()
-    >>> [path.name for path in runs_folder().iterdir()]
-    ['letter.txt']
     """
     runs = runs_folder()
     if runs.is_symlink():
         sys.exit(f"error: {runs} is a link to {runs.readlink()}: delete by hand what lies there")
-    names = ("model.pt", "checkpoint.pt", "metrics.json", ".lock", ".*.tmp")
     written = ["parameters", "parameters.new", "make.pid", "screenshots/*.png", "numba/*/*.nb[ci]"]
-    written += [f"{run}-epochs-seed-[0-9]*/{name}" for run in ("*", "sweep/*") for name in names]
+    for name in ("model.pt", "checkpoint.pt", "metrics.json", ".lock", ".*.tmp"):
+        written += [f"{run}-epochs-seed-[0-9]*/{name}" for run in ("*", "sweep/*")]
     for notebook in HOME.glob("notebooks/*.ipynb"):
         written += [
-            f"notebooks/{name}.ipynb" for name in (notebook.stem, f".{notebook.stem}", f"{notebook.stem}.failed")
+            f"notebooks/{before}{notebook.stem}{after}.ipynb" for before in ("", ".") for after in ("", ".failed")
         ]
     for path in [path for pattern in written for path in runs.glob(pattern)]:
         inside = path.parent.relative_to(runs)
@@ -80,10 +69,6 @@ def write(path: Path, content: bytes) -> None:
 
     Raises OSError (no space left, no permission) with the path; what was there before is then as it was. A process that
     is killed at the wrong moment leaves `.NAME.PROCESS.tmp` behind, and nothing that carries the name itself.
-
-    >>> write(Path("folder", "a.txt"), b"whole")
-    >>> Path("folder", "a.txt").read_bytes()
-    b'whole'
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,25 +78,21 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut after the move could leave an empty file
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt, too
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = f"not written ({error.strerror}), what was there before is as it was"
         raise OSError(error.errno, reason, str(path)) from error
-    except BaseException:  # an interrupt
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
-def one_process_at_a_time(folder: Path, task: str) -> Iterator[None]:
-    """Hold `folder` for the block; where another process holds it, say so on stderr and wait.
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold `folder` for the block; where another process trains in it, say so on stderr and wait.
 
     The lock is the operating system's, on the file `.lock` in the folder: it ends with its process, however that ends.
-    task: what the other is doing, as in "training". Raises OSError where the folder cannot be made or written to.
-
-    >>> with one_process_at_a_time(Path("folder"), "training"):
-    ...     write(Path("folder", "a.txt"), b"mine")
+    Raises OSError where the folder cannot be made or written to.
     """
     from filelock import FileLock, Timeout  # here, so that `clean` needs nothing installed
 
@@ -120,9 +101,49 @@ def one_process_at_a_time(folder: Path, task: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process is {task} in {folder}: waiting for it", file=sys.stderr)
+        print(f"another process is training in {folder}: waiting for it", file=sys.stderr)
         lock.acquire()
     try:
         yield
     finally:
         lock.release()
+
+
+def save(path: Path, content: dict) -> None:
+    """Write tensors and plain values; OSError as for `write`.
+
+    >>> import torch
+    >>> save(Path("model.pt"), {"weights": torch.zeros(2), "epoch": 1})
+    >>> load(Path("model.pt"))
+    {'weights': tensor([0., 0.]), 'epoch': 1}
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict:
+    """What `save` wrote, on the CPU. CheckpointError for a file that is damaged, or that holds code: it is not run.
+
+    torch.load does not look at the checksums that torch.save leaves (a checkpoint is a zip file), and would take a
+    changed byte for a changed weight; so they are compared here. OSError where the file cannot be read.
+    """
+    import torch
+
+    content = io.BytesIO(path.read_bytes())
+    try:
+        if damaged := zipfile.ZipFile(content).testzip():
+            raise ValueError(f"the checksum of {damaged} in it is wrong")
+        content.seek(0)
+        found = torch.load(content, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values: refused, none of it was run"
+        ) from error
+    except Exception as error:  # damaged bytes raise what they like
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds {type(found).__name__}, not a checkpoint")
+    return found

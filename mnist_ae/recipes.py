@@ -1,0 +1,236 @@
+"""Every recipe from top to bottom: the post's, the one that learns ten digits, and the steps from one to the other.
+
+A recipe is a frozen dataclass of all that decides a run but its seed and its images: `name`, `epochs`, `model()` and
+`train(trainer, images)`, which is given images uint8 [N, 1, 28, 28], never a label, and returns the trained model.
+
+The label-free recipe, `TenDigits`:
+
+1. **Objective.** Mutual-information maximisation with consistency under augmentation (RIM, IMSAT, IIC): a code is
+   one-hot, all ten neurons are used about equally often, and an augmented copy of an image keeps the image's code.
+2. **Committee.** Three small networks with several heads learn it for two epochs. Into which digit a rare style falls
+   is a lottery of the first steps, and they do not all draw the same: their answers are aggregated (Dawid-Skene).
+3. **Teacher.** A deeper network learns these answers in its first two epochs, as pseudo-labels, and goes on with the
+   objective alone, which cleans up some of what they have wrong.
+4. **Students.** The answers of the teacher, together with those for the nearest neighbours among the images, are the
+   pseudo-labels that an autoencoder learns, from augmented copies, while it learns to draw the image from the code. It
+   teaches the next one likewise. The average of the last student's weights is the result.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import update_bn
+
+from mnist_ae import augment, checks, losses, models
+from mnist_ae.pseudo_labels import aggregate, agree, nearest_neighbours
+from mnist_ae.train import ENCODE_BATCH, Batch, Trainer, born, in_batches
+
+
+@dataclass(frozen=True)
+class Post:
+    """The post's: mean squared error, plain SGD; the defaults are its 20-epoch run.
+
+    activations, reachable: see `models.PostAutoencoder`. bfloat16: True to round what is multiplied to 8 significant
+    bits; weights and loss stay float32. ValueError for numbers that cannot be.
+    """
+
+    name: str = "post"
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.01
+    momentum: float = 0.5
+    activations: bool = True
+    reachable: bool = False
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", checks.whole_number("epochs", self.epochs, 1, 10_000))
+        object.__setattr__(self, "batch_size", checks.whole_number("batch_size", self.batch_size, 1, 1_000_000))
+
+    def model(self) -> nn.Module:
+        return models.PostAutoencoder(self.activations, self.reachable)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        target = model.normalise(batch.images)
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=self.bfloat16):
+            drawn = model.fast_forward(target)
+        return F.mse_loss(drawn.float(), target)
+
+    def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
+        sgd = partial(torch.optim.SGD, lr=self.lr, momentum=self.momentum, fused=True)
+        return trainer.fit("post", self.model, images, self.loss, sgd, epochs=self.epochs, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of `TenDigits`, and by itself a recipe.
+
+    heads: codes that are learned side by side on one trunk. Some merge two digits, by chance; the one with the largest
+    mutual information is the code. deeper, canonical, holes: see `models.TenNeurons`.
+    lr, warm_up, anneal: the learning rate goes up to lr in so many epochs, then, with anneal, down to 0, else it stays.
+    taught: the first epochs, which learn pseudo-labels, if any are given.
+    reconstruction, information: the weights of those terms. Without the first the decoder stays as it was born; without
+    the second there is no consistency either. balance: see `losses.mutual_information`.
+    augmented: False to learn from the images as they are. post: True for the post's network, with a target that it can
+    reach. ValueError for numbers that cannot be, and for several heads with a decoder: it would draw from one.
+    """
+
+    name: str = "network"
+    epochs: int = 2
+    heads: int = 8
+    deeper: bool = False
+    lr: float = 1e-3
+    warm_up: float = 0.6
+    anneal: bool = True
+    taught: int = 0
+    reconstruction: float = 0.0
+    information: float = 0.2
+    balance: float = 4.0
+    augmented: bool = True
+    canonical: bool = True
+    holes: bool = True
+    post: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", checks.whole_number("epochs", self.epochs, 1, 10_000))
+        object.__setattr__(self, "heads", checks.whole_number("heads", self.heads, 1, 1000))
+        if not 0 < self.warm_up < self.epochs:
+            raise ValueError(f"warm_up must be between 0 and the {self.epochs} epochs, got {self.warm_up}")
+        if self.reconstruction and self.heads > 1:
+            raise ValueError(f"heads must be 1 where there is a reconstruction to learn, got {self.heads}")
+
+    def model(self) -> nn.Module:
+        if self.post:
+            return models.PostAutoencoder(reachable=True)
+        return models.TenNeurons(self.heads, self.deeper, self.canonical, self.holes)
+
+    def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
+        return self.learn(trainer, "network", 1000 * trainer.seed, with_inputs(self.model, images))
+
+    def learn(
+        self, trainer: Trainer, stage: str, seed: int, inputs: Tensor, pseudo_labels: Tensor | None = None
+    ) -> nn.Module:
+        """inputs: see `with_inputs`; pseudo_labels: float [N, 10]."""
+        loss = partial(self.loss, pseudo_labels)
+        adamw = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-4, fused=True)
+        options = {"epochs": self.epochs, "seed": seed, "schedule": self.schedule, "average": True}
+        model = trainer.fit(stage, self.model, inputs, loss, adamw, batch_size=128, least_batches=400, **options)
+        # What batch normalisation has seen are augmented copies, too; from here on it reads images as they are.
+        sample = inputs[:: max(1, len(inputs) // 10_000), 1:]
+        batches = sample.chunk(-(-len(sample) // ENCODE_BATCH))  # all of about one size: each counts the same
+        update_bn((x.float() / 255 for x in batches), model.encoder, next(model.parameters()).device)
+        if self.heads > 1:
+            best_head_first(model, inputs)
+        return model
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+        if self.anneal:
+            share = self.warm_up / self.epochs
+            return lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.epochs * steps, pct_start=share)
+        return lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=int(self.warm_up * steps))
+
+    def loss(self, pseudo_labels: Tensor | None, model: nn.Module, batch: Batch) -> Tensor:
+        """Of a batch of inputs and their augmented copies, the views, the sum over heads of
+
+        KL(code of the image, held fixed || code of the view) - information * `losses.mutual_information`;
+        or, in epochs that are taught, the pseudo-labels' cross-entropy with the code of the view; plus the
+        reconstruction's error.
+        """
+        image, x = (batch.images.float() / 255).tensor_split([1], dim=1)
+        taught = pseudo_labels is not None and batch.epoch <= self.taught
+        view = augment.view(x, batch.generator, bands=taught or batch.epoch > 1) if self.augmented else x
+        if taught:
+            logs = models.log_codes(model, view)  # [heads, B, 10]
+            loss = -(augment.to_device(pseudo_labels[batch.index], x.device) * logs).sum(2).mean()
+        elif self.information:
+            logs, of_view = models.log_codes(model, torch.cat([x, view])).chunk(2, dim=1)
+            information = losses.mutual_information(logs.exp(), self.balance)
+            loss = (losses.consistency(logs.exp(), of_view) - self.information * information).sum()
+        else:
+            logs, loss = models.log_codes(model, view), 0.0
+        if self.reconstruction:
+            loss = loss + self.reconstruction * F.mse_loss(model.decoder(logs[0].exp()), image)
+        return loss
+
+
+@dataclass(frozen=True)
+class TenDigits:
+    """The label-free recipe: see above.
+
+    neighbours: how many of an image have a say in the answers that a student learns; 0 to leave them out. ValueError
+    where networks do not read the same: `canonical` and `holes` are computed once for all.
+    """
+
+    name: str = "ten-digits"
+    committee: tuple[Network, ...] = 3 * (Network(),)
+    teacher: Network = Network(epochs=6, heads=1, deeper=True, taught=2)
+    students: tuple[Network, ...] = 3 * (
+        Network(epochs=4, heads=1, deeper=True, taught=4, reconstruction=1.0, lr=2e-3, anneal=False),
+    )
+    neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "neighbours", checks.whole_number("neighbours", self.neighbours, 0, 1000))
+        if len({(network.canonical, network.holes) for network in self.networks}) > 1:
+            raise ValueError("canonical and holes must be the same in all networks")
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return *self.committee, self.teacher, *self.students
+
+    @property
+    def epochs(self) -> int:
+        return sum(network.epochs for network in self.networks)
+
+    def model(self) -> nn.Module:
+        return self.networks[-1].model()
+
+    def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
+        inputs, seeds = with_inputs(self.model, images), count(1000 * trainer.seed)
+        committee = [
+            member.learn(trainer, f"member {k}", next(seeds), inputs) for k, member in enumerate(self.committee, 1)
+        ]
+        answers = aggregate([predict(member, inputs) for member in committee]) if committee else None
+        model = self.teacher.learn(trainer, "teacher", next(seeds), inputs, answers)
+        nearest = nearest_neighbours(inputs[:, 1], self.neighbours) if self.students and self.neighbours else None
+        for k, student in enumerate(self.students, 1):
+            answers = predict(model, inputs)
+            answers = answers if nearest is None else agree(answers, nearest)
+            model = student.learn(trainer, f"student {k}", next(seeds), inputs, answers)
+        return model
+
+
+def with_inputs(kind, images: Tensor) -> Tensor:
+    """images: [N, 1, 28, 28] -> uint8 [N, 1 + C, 28, 28]: each image and the C channels that the encoder of kind()
+    reads of it, computed once for all epochs.
+
+    >>> with_inputs(models.TenNeurons, torch.zeros(3, 1, 28, 28, dtype=torch.uint8)).shape
+    torch.Size([3, 3, 28, 28])
+    """
+    images = checks.as_images(images)
+    inputs = in_batches(born(kind, 0), lambda x: (255 * x).round().to(torch.uint8), images)
+    return torch.cat([images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8), inputs], dim=1)
+
+
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The codes [N, 10] of what `with_inputs` gives."""
+    return in_batches(model, model.encoder, inputs[:, 1:])
+
+
+@torch.no_grad()
+def best_head_first(model: nn.Module, inputs: Tensor) -> None:
+    """Make the head whose codes of the inputs have the largest mutual information the first."""
+    codes = in_batches(model, lambda x: models.log_codes(model, x).transpose(0, 1).exp(), inputs[:, 1:]).transpose(0, 1)
+    best = losses.mutual_information(codes).argmax().item()
+    layers = [layer for layer in model.encoder if isinstance(layer, nn.Linear | nn.Conv1d)]
+    for parameter in (parameter for layer in layers for parameter in layer.parameters()):
+        parameter.copy_(parameter.roll(-best * (len(parameter) // len(codes)), 0))
+
+
+Recipe = Post | Network | TenDigits  # or one's own
+POST, TEN_DIGITS = Post(), TenDigits()
