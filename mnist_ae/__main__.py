@@ -7,10 +7,11 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from dataclasses import replace
 
-from mnist_ae import data, experiment, train
+from mnist_ae import checks, data, recipes
 from mnist_ae.ladder import RUNGS
+from mnist_ae.sweep import sweep
 
-SWEEPS = {experiment.TEN_DIGITS.name: "ten_digits", experiment.POST.name: "seeds"}  # recipe: its table in figures/
+TABLES = {"ten-digits": "ten_digits", "post": "seeds"}  # recipe: its table in figures/
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,47 +20,51 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)
     parser.add_argument("task", choices=["check", "sweep", "ladder"])
-    for name, default in {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}.items():
+    defaults = {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}
+    for name, default in (defaults | {"seeds": "10", "recipe": "ten-digits"}).items():
         parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--seeds", default="10", help="sweep, ladder: how many, counted from 0, or 10-19")
-    parser.add_argument("--recipe", default=experiment.TEN_DIGITS.name, help="sweep: of what")
     options = parser.parse_args(arguments)
     try:
-        if options.recipe not in SWEEPS:
-            raise ValueError(f"unknown recipe {options.recipe!r}: choose one of {', '.join(SWEEPS)}")
-        first, dash, last = options.seeds.partition("-")
-        if dash and first:
-            low = train.whole_number("the first seed", number(first), 0, 2**32 - 1)
-            seeds = range(low, train.whole_number("the last seed", number(last), low, low + 999) + 1)
-        else:
-            seeds = range(train.whole_number("seeds", number(options.seeds), 1, 1000))
-        numbers = {name: number(vars(options)[name]) for name in ("epochs", "seed", "threads")}
-        epochs, seed, threads = experiment.check_parameters(device=options.device, **numbers)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            digits = data.load(options.dataset)
-        for warning in caught:
-            print(f"\n{'*' * 100}\n{warning.message}\n{'*' * 100}\n", file=sys.stderr)
+        digits, seeds = parse(options)
     except (ValueError, OSError, data.DataError) as error:
         sys.exit(f"error: {error}")
-
     if options.task == "check":
         raw = f"-r dataset {digits.name} -r device {options.device}"  # text, even where it looks like a number
-        print(f"{raw} -p epochs {epochs} -p seed {seed} -p threads {threads}\n{digits.checksum}")
+        print(
+            f"{raw} -p epochs {options.epochs} -p seed {options.seed} -p threads {options.threads}\n{digits.checksum}"
+        )
         return
-    post = replace(experiment.POST, epochs=epochs)
+    post = replace(recipes.POST, epochs=options.epochs)
+    table, chosen = TABLES[options.recipe], [post if options.recipe == "post" else recipes.TEN_DIGITS]
     if options.task == "ladder":
-        table, recipes = "ladder", [rung.recipe for rung in RUNGS[:-1]]  # the top is a sweep's
-    else:
-        table, recipes = SWEEPS[options.recipe], [post if options.recipe == post.name else experiment.TEN_DIGITS]
-    longest_first = reversed(recipes)
+        table, chosen = "ladder", [rung.recipe for rung in RUNGS[-2::-1]]  # the longest first; the top is a sweep's
     try:
-        rows = experiment.sweep(longest_first, seeds, dataset=digits.name, table=table, device=options.device)
+        rows = sweep(chosen, seeds, dataset=digits.name, table=table, device=options.device)
     except (OSError, ModuleNotFoundError, BrokenExecutor) as error:  # no scheduler, no extra, a full disk or memory
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: finished runs are in the table, the others go on from their checkpoints")
     print(rows.to_string(index=False))
+
+
+def parse(options: argparse.Namespace) -> tuple[data.Digits, range]:
+    """The data set and the seeds; makes numbers of what is one, in `options`. ValueError names what cannot be."""
+    if options.recipe not in TABLES:
+        raise ValueError(f"unknown recipe {options.recipe!r}: choose one of {', '.join(TABLES)}")
+    first, dash, last = options.seeds.partition("-")
+    if dash and first:
+        low = checks.whole_number("the first seed", number(first), 0, 2**32 - 1)
+        seeds = range(low, checks.whole_number("the last seed", number(last), low, low + 999) + 1)
+    else:
+        seeds = range(checks.whole_number("seeds", number(options.seeds), 1, 1000))
+    numbers = {name: number(getattr(options, name)) for name in ("epochs", "seed", "threads")}
+    options.epochs, options.seed, options.threads = checks.parameters(**numbers, device=options.device)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        digits = data.load(options.dataset)
+    for warning in caught:
+        print(f"\n{'*' * 100}\n{warning.message}\n{'*' * 100}\n", file=sys.stderr)
+    return digits, seeds
 
 
 def number(text: str) -> int | float | str:

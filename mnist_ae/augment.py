@@ -20,39 +20,30 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def affine(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate, stretch, slant and move each image: float [N, C, H, W] -> the same shape and range, 0 from outside.
+
+    Drawn uniformly, by a generator on the CPU, so that a seed draws the same on every device: rotation up to 15 degrees
+    either way; scale 0.8 to 1.2, in x and y apart; shear up to a quarter of a pixel sideways a pixel of height; shift
+    up to 0.15 of half the width.
+    """
+    n = len(images)
+    angle = _uniform(n, generator) * math.radians(15)
+    wide, high = (1 + 0.2 * _uniform(n, generator) for _ in range(2))
+    slant = 0.25 * _uniform(n, generator)
+    right, down = (0.15 * _uniform(n, generator) for _ in range(2))
+    x = torch.stack([angle.cos() / wide, slant - angle.sin() / wide, right], dim=1)
+    y = torch.stack([angle.sin() / high, angle.cos() / high, down], dim=1)
+    return _fetch(images, to_device(torch.stack([x, y], dim=1), images.device))
+
+
 def _uniform(count: int, generator: torch.Generator) -> Tensor:
     return 2 * torch.rand(count, generator=generator) - 1
 
 
-def warp(
-    images: Tensor,
-    generator: torch.Generator,
-    *,
-    rotation: float = 15,
-    scale: float = 0.2,
-    shear: float = 0.25,
-    shift: float = 0.15,
-) -> Tensor:
-    """Rotate, stretch, slant and move each image: float [N, C, H, W] -> the same shape and range, 0 from outside.
-
-    Drawn uniformly: rotation up to so many degrees either way; scale up to 1 +- so much, in x and y apart; shear up to
-    so many pixels sideways a pixel of height; shift up to so much of half the width. All 0: the image itself.
-    generator: on the CPU, so that a seed draws the same on every device.
-
-    >>> images, nothing = torch.rand(2, 1, 28, 28), {"rotation": 0, "scale": 0, "shear": 0, "shift": 0}
-    >>> torch.allclose(warp(images, torch.Generator(), **nothing), images, atol=1e-5)
-    True
-    """
-    n = len(images)
-    angle = _uniform(n, generator) * math.radians(rotation)
-    wide, high = (1 + scale * _uniform(n, generator) for _ in range(2))
-    slant = shear * _uniform(n, generator)
-    right, down = (shift * _uniform(n, generator) for _ in range(2))
-    # Each row says where, in the old image, an output pixel's colour is fetched.
-    x = torch.stack([angle.cos() / wide, slant - angle.sin() / wide, right], dim=1)
-    y = torch.stack([angle.sin() / high, angle.cos() / high, down], dim=1)
-    grid = F.affine_grid(to_device(torch.stack([x, y], dim=1), images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+def _fetch(images: Tensor, places: Tensor) -> Tensor:
+    """places: [N, 2, 3], each row says where, in the old image, an output pixel's colour is fetched."""
+    return F.grid_sample(images, F.affine_grid(places, list(images.shape), align_corners=False), align_corners=False)
 
 
 def canonical(images: Tensor) -> Tensor:
@@ -76,11 +67,9 @@ def canonical(images: Tensor) -> Tensor:
     variance = torch.einsum("nyx,ny->n", ink, dy**2) / mass
     slant = (covariance / variance.clamp_min(1)).clamp(-MOST_SLANT, MOST_SLANT)
     one, none = torch.ones_like(mass), torch.zeros_like(mass)
-    # Each row says where, in the old image, an output pixel's colour is fetched, in halves of its size.
-    fetched_x = torch.stack([one, slant * height / width, 2 * centre_x / width], dim=1)
+    fetched_x = torch.stack([one, slant * height / width, 2 * centre_x / width], dim=1)  # in halves of its size
     fetched_y = torch.stack([none, one, 2 * centre_y / height], dim=1)
-    grid = F.affine_grid(torch.stack([fetched_x, fetched_y], dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return _fetch(images, torch.stack([fetched_x, fetched_y], dim=1))
 
 
 @torch.no_grad()
@@ -111,47 +100,34 @@ def holes(images: Tensor) -> Tensor:
             return (water - ground).permute(2, 0, 1)[:, None].contiguous()
 
 
-def window(images: Tensor, generator: torch.Generator, *, low: int = 12, high: int = 18, share: float = 1.0) -> Tensor:
-    """Show a band of rows or of columns, black elsewhere: float [N, C, 28, 28] -> the same shape and range.
+def band(count: int, generator: torch.Generator) -> Tensor:
+    """What `count` images show: bool [N, 1, 28, 28], for half of them a band of rows or of columns, else all.
 
-    The band is `low` to `high` pixels wide and lies in the middle 24, where the ink of MNIST is. share: the chance, 0
-    to 1, that an image is cut at all.
+    The band is 12 to 18 pixels wide and lies in the middle 24, where the ink of MNIST is.
 
-    >>> shown = window(torch.ones(1, 1, 28, 28), torch.Generator().manual_seed(0)).bool()[0, 0]
-    >>> sorted({int(rows) for rows in (shown.any(0).sum(), shown.any(1).sum())})[-1]  # the other way it is whole
-    28
+    >>> shown = band(100, torch.Generator().manual_seed(0))
+    >>> int(shown.flatten(1).sum(1).min()) // 28, int(shown.all(3).all(2).sum())
+    (12, 55)
     """
-    n = len(images)
-    width = torch.randint(low, high + 1, (n, 1), generator=generator)
-    first = 2 + (torch.rand(n, 1, generator=generator) * (25 - width)).floor()
+    width = torch.randint(12, 19, (count, 1), generator=generator)
+    first = 2 + (torch.rand(count, 1, generator=generator) * (25 - width)).floor()
     place = torch.arange(28)
-    band = (place >= first) & (place < first + width)
-    rows = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
-    shown = torch.where(rows, band[:, None, :, None], band[:, None, None, :])
-    shown |= torch.rand(n, 1, 1, 1, generator=generator) >= share
-    return images * to_device(shown, images.device)
-
-
-def hide_holes(x: Tensor, hidden: Tensor) -> Tensor:
-    """x: float [N, C, H, W], hidden: bool [N] -> x with nothing but the image (the first channel) where hidden.
-
-    >>> hide_holes(torch.ones(2, 2, 1, 1), torch.tensor([True, False])).flatten(1)
-    tensor([[1., 0.],
-            [1., 1.]])
-    """
-    shown = torch.ones(x.shape[:2], device=x.device)
-    shown[:, 1:] = ~to_device(hidden, x.device)[:, None]
-    return x * shown[:, :, None, None]
+    inside = (place >= first) & (place < first + width)
+    rows = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    shown = torch.where(rows, inside[:, None, :, None], inside[:, None, None, :])
+    return shown | (torch.rand(count, 1, 1, 1, generator=generator) >= 0.5)
 
 
 def view(x: Tensor, generator: torch.Generator, *, bands: bool) -> Tensor:
-    """An augmented copy of what an encoder reads, float [N, C, 28, 28] -> the same: warped, with the holes hidden in
-    three of ten images, and with `bands` half of the images cut to a band.
+    """An augmented copy of what an encoder reads, float [N, C, 28, 28] -> the same: moved by `affine`, with the
+    channels after the first hidden in three of ten images, and with `bands` half of the images cut to a `band`.
 
     >>> view(torch.zeros(2, 2, 28, 28), torch.Generator(), bands=True).shape
     torch.Size([2, 2, 28, 28])
     """
-    x = warp(x, generator)
+    x = affine(x, generator)
     if bands:
-        x = window(x, generator, share=0.5)
-    return hide_holes(x, torch.rand(len(x), generator=generator) < 0.3)
+        x = x * to_device(band(len(x), generator), x.device)
+    shown = torch.ones(x.shape[:2])
+    shown[:, 1:] = (torch.rand(len(x), generator=generator) >= 0.3)[:, None]
+    return x * to_device(shown, x.device)[:, :, None, None]

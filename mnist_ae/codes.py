@@ -1,4 +1,4 @@
-"""What codes and drawings look like: how near to one-hot, and how like an average digit."""
+"""What codes and drawings look like: groups, likeness, neighbours, a map."""
 
 import os
 import warnings
@@ -7,18 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mnist_ae import checks, storage
-
-
-def entropy(codes: ArrayLike) -> np.ndarray:
-    """The entropy of each code, in bits: float64 [N], 0 for one-hot, log2(10) = 3.32 for uniform.
-
-    codes: [N, 10], not negative, each row with sum 1, as a softmax gives them.
-
-    >>> entropy([[0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 0]])
-    array([1.])
-    """
-    codes = np.asarray(codes, dtype=np.float64)
-    return -(codes * np.log2(codes, where=codes > 0, out=np.zeros_like(codes))).sum(axis=1)
 
 
 def group_means(values: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -46,22 +34,9 @@ def correlations(drawings: ArrayLike, averages: ArrayLike) -> np.ndarray:
     array([[ 1., -1.]])
     """
     drawings, averages = (np.asarray(images, dtype=np.float64) for images in (drawings, averages))
-    drawings, averages = (images.reshape(len(images), -1) for images in (drawings, averages))
-    drawings, averages = (images - images.mean(axis=1, keepdims=True) for images in (drawings, averages))
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawings, averages = (images / np.linalg.norm(images, axis=1, keepdims=True) for images in (drawings, averages))
-    return drawings @ averages.T
-
-
-def distances(images: ArrayLike) -> np.ndarray:
-    """The root-mean-square difference, over the pixels, of each pair of images [A, ...]: float64 [A, A].
-
-    >>> distances([[0, 0], [1, 1]])
-    array([[0., 1.],
-           [1., 0.]])
-    """
-    images = np.asarray(images, dtype=np.float64).reshape(len(images), -1)
-    return np.sqrt(((images[:, None] - images[None]) ** 2).mean(axis=2))
+        both = np.corrcoef(drawings.reshape(len(drawings), -1), averages.reshape(len(averages), -1))
+    return both[: len(drawings), len(drawings) :]
 
 
 def neighbours(codes: ArrayLike, index: int, count: int) -> np.ndarray:
@@ -92,34 +67,22 @@ def nearest_agrees(codes: ArrayLike, labels: ArrayLike) -> np.ndarray:
     return labels[nearest] == labels
 
 
-def planes(codes: ArrayLike, seed: int = 0) -> dict[str, np.ndarray]:
-    """Codes [N, 10] laid out in the plane: {"PCA": float [N, 2], "UMAP": float [N, 2]}.
+def plane(codes: ArrayLike, seed: int = 0) -> np.ndarray:
+    """Codes [N, 10] laid out in the plane by UMAP: float [N, 2]. ValueError for less than 17 codes.
 
     UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the square roots of the codes: their distance is
-    Hellinger's, made for probabilities. The same seed gives the same picture on the same machine. ValueError for less
-    than 17 codes, and for negative ones.
-
-    >>> {name: points.shape for name, points in planes(np.random.default_rng(0).dirichlet(np.ones(10), 50)).items()}
-    {'PCA': (50, 2), 'UMAP': (50, 2)}
+    Hellinger's, made for probabilities. The same seed gives the same picture on the same machine.
     """
-    from sklearn.decomposition import PCA
-
     codes = np.asarray(codes)
-    if len(codes) < 17 or (codes < 0).any():
-        raise ValueError(
-            f"codes must be at least 17 and not negative, got {len(codes)} from {codes.min(initial=0):.3g}"
-        )
-    points = umap(n_neighbors=15, init="pca", random_state=seed).fit_transform(np.sqrt(codes))
-    return {"PCA": PCA(2, random_state=seed).fit_transform(codes), "UMAP": points}
+    if len(codes) < 17:
+        raise ValueError(f"codes must be at least 17, got {len(codes)}")
+    return umap(n_neighbors=15, init="pca", random_state=seed).fit_transform(np.sqrt(codes))
 
 
 def umap(**options: object) -> object:
     """A UMAP of umap-learn with these options, and with one thread, so that a seed is a result.
 
     What it compiles is kept in `runs/` where neither its own folder nor the home folder can be written to.
-
-    >>> umap(n_components=10).n_components
-    10
     """
     with warnings.catch_warnings():  # its import takes seconds, and asks for the bars of a notebook
         warnings.simplefilter("ignore")

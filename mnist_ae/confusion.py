@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from mnist_ae import checks
+
 
 def confusion_matrix(labels: ArrayLike, codes: ArrayLike) -> np.ndarray:
     """int64 [10, 10]: how many images of digit (row) have that neuron (column) as their most active one.
@@ -100,16 +102,6 @@ def dead_neurons(matrix: ArrayLike) -> list[int]:
     [0, 5]
     """
     return np.flatnonzero(_checked(matrix).sum(axis=0) == 0).tolist()
-
-
-def sharing(matrix: ArrayLike) -> np.ndarray:
-    """float64 [10, 10]: the chance that a random image of one digit and one of another activate the same neuron.
-
-    >>> sharing(np.eye(10)[[0, 0, 2, 3, 4, 5, 6, 7, 8, 9]])[0, :3]  # digits 0 and 1 have one neuron
-    array([1., 1., 0.])
-    """
-    shares = row_normalise(_checked(matrix))
-    return shares @ shares.T
 
 
 def scores(train_matrix: ArrayLike, test_matrix: ArrayLike) -> dict[str, float]:

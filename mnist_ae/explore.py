@@ -23,18 +23,17 @@ from mnist_ae.data import Digits
 CANVAS = 280  # pixels, ten for each one of an MNIST image
 PEN = 24
 ANSWER_EVERY = 0.05  # seconds: a mouse reports faster than a drawing can be read
-NEIGHBOURS = 8
 
 
-def png(image: ArrayLike, size: int = 140) -> bytes:
-    """image: [28, 28], 0 white to 1 black, cut off beyond -> a PNG file of size x size pixels.
+def png(images: Sequence[ArrayLike], scale: int = 5) -> bytes:
+    """images: [K, 28, 28], 0 white to 1 black, cut off beyond -> a PNG file of them side by side, `scale` times larger.
 
-    >>> png(np.zeros((28, 28)))[1:4]
+    >>> png(np.zeros((2, 28, 28)))[1:4]
     b'PNG'
     """
-    grey = (255 * (1 - np.clip(np.asarray(image, dtype=np.float32), 0, 1))).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(grey).resize((size, size), Image.Resampling.NEAREST).save(file, "png")
+    strip = np.hstack([np.asarray(image, dtype=np.float32) for image in images])
+    file, grey = io.BytesIO(), (255 * (1 - strip.clip(0, 1))).astype(np.uint8)
+    Image.fromarray(grey).resize((scale * grey.shape[1], scale * 28), Image.Resampling.NEAREST).save(file, "png")
     return file.getvalue()
 
 
@@ -71,19 +70,14 @@ def sliders(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
 
     The button below a slider makes the code one-hot. A softmax sums to 1; the sliders may go where no code is, and the
     sum tells.
-
-    >>> from mnist_ae import models
-    >>> widget = sliders(models.PostAutoencoder(), [f"neuron {k}" for k in range(10)])
     """
-    drawing, total = widgets.Image(width=280, height=280), widgets.Label()
+    drawing, total = widgets.Image(), widgets.Label()
     ten = [_vertical(widgets.FloatSlider, name, max=1.0, step=0.01, readout_format=".2f") for name in names]
-    alone = [
-        widgets.Button(description="alone", layout={"width": "52px", "margin": "2px 0", "padding": "0"}) for _ in names
-    ]
+    alone = [widgets.Button(description="alone", layout={"width": "52px", "padding": "0"}) for _ in names]
 
     def draw(_: object = None) -> None:
         code = torch.tensor([[slider.value for slider in ten]])
-        drawing.value = png(train.decode(model, code)[0, 0], 280)
+        drawing.value = png(train.decode(model, code)[:, 0], 10)
         total.value = f"sum {code.sum():.2f}, of a code 1"
 
     def one_hot(button: widgets.Button) -> None:
@@ -99,130 +93,92 @@ def sliders(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
 
 
 def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Widget:
-    """Pick one of the test images: its ten activations, what the decoder draws, and its neighbours in code space.
+    """Pick one of the test images: its ten activations, what the decoder draws, and its eight neighbours in code space.
 
     ValueError if there are not more than eight test images.
-
-    >>> from mnist_ae import data, models
-    >>> widget = images(models.PostAutoencoder(), data.load("digits"), [f"neuron {k}" for k in range(10)])
     """
     all_codes = train.encode(model, digits.test_images)
     number = widgets.BoundedIntText(max=len(all_codes) - 1, description="test image")
     another = widgets.Button(description="another one", icon="random")
-    seen, drawn = (widgets.Image(width=140, height=140) for _ in range(2))
-    near = [widgets.Image(width=70, height=70) for _ in range(NEIGHBOURS)]
-    told = widgets.HTML()
+    seen, near, told = widgets.Image(), widgets.Image(), widgets.HTML()
     bars, show = _activations(names)
-    generator = np.random.default_rng()
 
     def pick(_: object = None) -> None:
         index = number.value
-        code = all_codes[index]
-        seen.value = png(digits.test_images[index, 0] / 255)
-        drawn.value = png(train.decode(model, code[None])[0, 0])
-        for image, neighbour in zip(near, codes.neighbours(all_codes, index, NEIGHBOURS), strict=True):
-            image.value = png(digits.test_images[neighbour, 0] / 255, 70)
+        nearest = codes.neighbours(all_codes, index, 8)
+        seen.value = png([digits.test_images[index, 0] / 255, train.decode(model, all_codes[[index]])[0, 0]])
+        near.value = png(digits.test_images[nearest, 0] / 255, 3)
         told.value = f"a {digits.test_labels[index]}, and what the decoder draws of its code:"
-        show(code)
-
-    def pick_another(_: object) -> None:
-        number.value = int(generator.integers(len(all_codes)))
+        show(all_codes[index])
 
     number.observe(pick, "value")
-    another.on_click(pick_another)
+    another.on_click(lambda _: number.set_trait("value", np.random.default_rng().integers(len(all_codes)).item()))
     pick()
-    pictures = widgets.VBox([told, widgets.HBox([seen, drawn])])
-    picked = widgets.HBox([pictures, bars])
-    return widgets.VBox([widgets.HBox([number, another]), picked, widgets.HTML("nearest codes:"), widgets.HBox(near)])
+    picked = widgets.HBox([widgets.VBox([told, seen, widgets.HTML("nearest codes:"), near]), bars])
+    return widgets.VBox([widgets.HBox([number, another]), picked])
 
 
 def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
-    """Draw a digit with the mouse, and watch which neuron fires; it is read as `like_mnist` prepares it.
-
-    >>> from mnist_ae import models
-    >>> widget = paint(models.TenNeurons(), [f"neuron {k}" for k in range(10)])
-    """
+    """Draw a digit with the mouse, and watch which neuron fires; it is read as `like_mnist` prepares it."""
     canvas = Canvas(width=CANVAS, height=CANVAS, layout={"border": "1px solid #949494"})
     canvas.line_width, canvas.line_cap = PEN, "round"
-    seen, drawn = (widgets.Image(width=140, height=140) for _ in range(2))
-    clear = widgets.Button(description="clear", icon="eraser")
-    bars, show = _activations(names)
-    strokes: list[list[tuple[float, float]]] = []
-    down, answered = False, 0.0
-
-    def wipe(_: object = None) -> None:
-        strokes.clear()
-        canvas.clear()
-        answer()
+    seen, clear, (bars, show) = widgets.Image(), widgets.Button(description="clear", icon="eraser"), _activations(names)
+    strokes, down, answered = [], False, 0.0
 
     def answer() -> None:
         nonlocal answered
         image = like_mnist(strokes)
-        code = train.encode(model, image)
-        seen.value = png(image[0, 0] / 255)
-        drawn.value = png(train.decode(model, code)[0, 0]) if strokes else seen.value
-        show(code[0] if strokes else torch.zeros(10))
+        code = train.encode(model, image) * bool(strokes)
+        seen.value = png([image[0, 0] / 255, train.decode(model, code)[0, 0] * bool(strokes)])
+        show(code[0])
         answered = time.monotonic()
 
-    def begin(x: float, y: float) -> None:
+    def pen(is_down: bool | None, x: float, y: float) -> None:
+        """The button goes down, goes up, or (None) the mouse moves."""
         nonlocal down
-        down = True
-        strokes.append([(x, y)])
-        move(x, y)
-
-    def move(x: float, y: float) -> None:
-        if down:
-            canvas.stroke_line(*strokes[-1][-1], x, y)
-            strokes[-1].append((x, y))
-            if time.monotonic() - answered > ANSWER_EVERY:
-                answer()
-
-    def end(*_: float) -> None:
-        nonlocal down
-        if down:
-            down = False
+        if is_down:
+            strokes.append([(x, y)])
+        elif not down:
+            return
+        down = down if is_down is None else is_down
+        canvas.stroke_line(*strokes[-1][-1], x, y)
+        strokes[-1].append((x, y))
+        if not down or time.monotonic() - answered > ANSWER_EVERY:
             answer()
 
-    canvas.on_mouse_down(begin)
-    canvas.on_mouse_move(move)
-    canvas.on_mouse_up(end)
-    canvas.on_mouse_out(end)
+    def wipe(_: object) -> None:
+        strokes.clear()
+        canvas.clear()
+        answer()
+
+    canvas.on_mouse_down(lambda x, y: pen(True, x, y))
+    canvas.on_mouse_move(lambda x, y: pen(None, x, y))
+    canvas.on_mouse_up(lambda x, y: pen(False, x, y))
+    canvas.on_mouse_out(lambda x, y: pen(False, x, y))
     clear.on_click(wipe)
-    wipe()
-    pictures = widgets.VBox([widgets.HTML("as MNIST would have it:"), seen, widgets.HTML("drawn of its code:"), drawn])
-    return widgets.HBox([widgets.VBox([canvas, clear]), pictures, bars])
+    answer()
+    told = widgets.HTML("as MNIST would have it, and drawn of its code:")
+    return widgets.HBox([widgets.VBox([canvas, clear]), widgets.VBox([told, seen]), bars])
 
 
 def walk(model: nn.Module, digits: Digits, first: int, last: int) -> widgets.Widget:
     """Walk in a straight line from the code of one test image to that of another, and see what the decoder draws.
 
     first, last: places of the two in the test set, from 0; cut off at its ends.
-
-    >>> from mnist_ae import data, models
-    >>> widget = walk(models.PostAutoencoder(), data.load("digits"), first=0, last=1)
     """
     ends = [widgets.BoundedIntText(value=i, max=len(digits.test_images) - 1) for i in (first, last)]
-    shown, drawing = [widgets.Image(width=140, height=140) for _ in ends], widgets.Image(width=140, height=140)
     way = widgets.FloatSlider(max=1.0, step=0.01, description="way", layout={"width": "420px"})
-    both = torch.empty(0)
-
-    def choose(_: object = None) -> None:
-        nonlocal both
-        pair = digits.test_images[[end.value for end in ends]]
-        both = train.encode(model, pair)
-        for picture, image in zip(shown, pair[:, 0] / 255, strict=True):
-            picture.value = png(image)
-        step()
+    shown = widgets.Image()
 
     def step(_: object = None) -> None:
-        drawing.value = png(train.decode(model, torch.lerp(*both, way.value)[None])[0, 0])
+        pair = digits.test_images[[end.value for end in ends]]
+        between = train.decode(model, torch.lerp(*train.encode(model, pair), way.value)[None])
+        shown.value = png([pair[0, 0] / 255, between[0, 0], pair[1, 0] / 255])
 
-    for end in ends:
-        end.observe(choose, "value")
-    way.observe(step, "value")
-    choose()
-    columns = [widgets.VBox([ends[0], shown[0]]), drawing, widgets.VBox([ends[1], shown[1]])]
-    return widgets.VBox([widgets.HBox(columns, layout={"align_items": "flex-end"}), way])
+    for widget in (*ends, way):
+        widget.observe(step, "value")
+    step()
+    return widgets.VBox([widgets.HBox(ends), shown, way])
 
 
 def _activations(names: Sequence[str]) -> tuple[widgets.Widget, Callable[[Tensor], None]]:

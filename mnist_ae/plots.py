@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from mnist_ae import storage
@@ -239,31 +240,30 @@ def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], titl
     return fig
 
 
-def accuracies(table: pd.DataFrame, title: str) -> Figure:
-    """Horizontal bars of the column `accuracy`, top row on top, in the colours of the column `colour`."""
-    fig = _figure(9, 0.7 + 0.42 * len(table), title)
-    ax = fig.subplots()
-    bars = ax.barh(table.index, table["accuracy"], color=table["colour"])
-    ax.bar_label(bars, [f" {100 * x:.1f} %" for x in table["accuracy"]])
-    ax.invert_yaxis()
-    ax.set(xlabel="accuracy", xlim=(0, 1.1))
-    return fig
+def errors(table: pd.DataFrame, title: str, levels: dict[str, float] | None = None) -> Figure:
+    """One line a row, the first on top: the error on a logarithmic axis. The index says what it is.
 
-
-def ladder(table: pd.DataFrame, levels: dict[str, float], title: str) -> Figure:
-    """One line a row, the first at the bottom: columns mean, worst, best; the index says what it is."""
-    fig = _figure(11, 1.3 + 0.5 * len(table), title)
-    ax, height = fig.subplots(), np.arange(len(table))
-    for name, level in levels.items():
-        ax.axvline(level, color=GREY, lw=1)
-        side = "left" if level == max(levels.values()) else "right"  # of two neighbours, each has its own side
-        ax.text(level, len(table) - 0.25, name, ha=side, va="bottom", color=GREY)
-    ax.hlines(height, table["worst"], table["best"], color=BLUE, alpha=0.45, lw=5)
-    ax.plot(table["mean"], height, "o", color=BLUE, ms=8)
-    for y, mean in zip(height, table["mean"], strict=True):
-        ax.annotate(f"{100 * mean:.2f} %", (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-    ax.set_yticks(height, table.index)
-    ax.set(xlabel="test accuracy (dot: mean, bar: worst to best seed)", xlim=(0, 1.04), ylim=(-0.6, len(table) - 0.3))
+    Columns mean, of accuracies, with worst and best if there are several runs; optional colour; any other is written
+    beside its row.
+    """
+    fig = _figure(10, 1.2 + 0.36 * len(table), title)
+    ax, place = fig.subplots(), -np.arange(len(table))
+    for name, level in (levels or {}).items():
+        ax.axvline(1 - level, color=GREY, lw=1)
+        ax.text(1 - level, 0.7, name, ha="center", va="bottom", color=GREY)
+    colours = table.get("colour", len(table) * [BLUE])
+    if "worst" in table:
+        ax.hlines(place, 1 - table["best"], 1 - table["worst"], color=colours, alpha=0.45, lw=5)
+    ax.scatter(1 - table["mean"], place, color=colours, s=50)
+    for y, mean in zip(place, table["mean"], strict=True):
+        ax.annotate(f"{mean:.2%}", (1 - mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    beside = table.drop(columns=["mean", "worst", "best", "colour"], errors="ignore").astype(str)
+    for k, (name, texts) in enumerate(beside.items()):
+        for y, text in zip((0.9, *place), (name, *texts), strict=True):
+            ax.text(1.02 + 0.12 * k, y, text, va="center", fontsize=9, transform=ax.get_yaxis_transform())
+    ax.set_yticks(place, table.index)
+    ax.set(xlabel="error on the test images (written: accuracy; bar: worst to best)", xscale="log", xlim=(1, None))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
     return fig
 
 
