@@ -107,7 +107,7 @@ def band(count: int, generator: torch.Generator) -> Tensor:
 
     >>> shown = band(100, torch.Generator().manual_seed(0))
     >>> int(shown.flatten(1).sum(1).min()) // 28, int(shown.all(3).all(2).sum())
-    (12, 55)
+    (12, 60)
     """
     width = torch.randint(12, 19, (count, 1), generator=generator)
     first = 2 + (torch.rand(count, 1, generator=generator) * (25 - width)).floor()

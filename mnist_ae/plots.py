@@ -6,6 +6,7 @@ images: [N, 28, 28], of any range; shares and accuracies from 0 to 1; levels: {n
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.style
 import numpy as np
@@ -144,7 +145,7 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     fig = _figure(5.5 * len(panels), 4.8, title)
     for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         counts = np.asarray(matrix).dtype.kind != "f"
-        written = [[str(x) if counts else f"{x:.2f}".lstrip("0") * (x >= 0.005) for x in row] for row in matrix]
+        written = [[str(x) if counts else f"{x:.2f}"[1 - int(x) :] if x >= 0.005 else "" for x in row] for row in matrix]
         bar = {"shrink": 0.75, "label": "images" if counts else "share of the digit's images"}
         options = {"annot_kws": {"size": 9}, "vmin": 0, "vmax": None if counts else 1, "square": True, "cbar_kws": bar}
         sns.heatmap(matrix, annot=written, fmt="", cmap="cividis", ax=ax, **options)
@@ -243,27 +244,26 @@ def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], titl
 def errors(table: pd.DataFrame, title: str, levels: dict[str, float] | None = None) -> Figure:
     """One line a row, the first on top: the error on a logarithmic axis. The index says what it is.
 
-    Columns mean, of accuracies, with worst and best if there are several runs; optional colour; any other is written
-    beside its row.
+    Columns: mean, of accuracies; worst and best, if there are several runs; colour; beside, written on the right.
     """
     fig = _figure(10, 1.2 + 0.36 * len(table), title)
     ax, place = fig.subplots(), -np.arange(len(table))
     for name, level in (levels or {}).items():
         ax.axvline(1 - level, color=GREY, lw=1)
-        ax.text(1 - level, 0.7, name, ha="center", va="bottom", color=GREY)
+        side = "right" if level == min(levels.values()) else "left"  # of two neighbours, each has its own side
+        ax.text(1 - level, 0.7, f" {name} ", ha=side, va="bottom", color=GREY)
     colours = table.get("colour", len(table) * [BLUE])
     if "worst" in table:
         ax.hlines(place, 1 - table["best"], 1 - table["worst"], color=colours, alpha=0.45, lw=5)
     ax.scatter(1 - table["mean"], place, color=colours, s=50)
     for y, mean in zip(place, table["mean"], strict=True):
         ax.annotate(f"{mean:.2%}", (1 - mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    beside = table.drop(columns=["mean", "worst", "best", "colour"], errors="ignore").astype(str)
-    for k, (name, texts) in enumerate(beside.items()):
-        for y, text in zip((0.9, *place), (name, *texts), strict=True):
-            ax.text(1.02 + 0.12 * k, y, text, va="center", fontsize=9, transform=ax.get_yaxis_transform())
-    ax.set_yticks(place, table.index)
-    ax.set(xlabel="error on the test images (written: accuracy; bar: worst to best)", xscale="log", xlim=(1, None))
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_yticks(place, [fill(name, 48) for name in table.index])
+    if "beside" in table:
+        ax.secondary_yaxis("right").set_yticks(place, table["beside"])
+    least = 1 - table.get("best", table["mean"]).max()
+    ax.set(xlabel="error on the test images (written: accuracy; bar: worst to best)", xscale="log", xlim=(1, least / 2))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return fig
 
 

@@ -30,6 +30,9 @@ from mnist_ae import augment, checks, losses, models
 from mnist_ae.pseudo_labels import aggregate, agree, nearest_neighbours
 from mnist_ae.train import ENCODE_BATCH, Batch, Trainer, born, in_batches
 
+BATCH = 128  # of the label-free recipe
+LEAST_BATCHES = 400  # in an epoch of it; MNIST has 468, the bundled digits would have 11
+
 
 @dataclass(frozen=True)
 class Post:
@@ -118,8 +121,8 @@ class Network:
         """inputs: see `with_inputs`; pseudo_labels: float [N, 10]."""
         loss = partial(self.loss, pseudo_labels)
         adamw = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-4, fused=True)
-        options = {"epochs": self.epochs, "seed": seed, "schedule": self.schedule, "average": True}
-        model = trainer.fit(stage, self.model, inputs, loss, adamw, batch_size=128, least_batches=400, **options)
+        options = {"epochs": self.epochs, "seed": seed, "batch_size": BATCH, "least_batches": LEAST_BATCHES}
+        model = trainer.fit(stage, self.model, inputs, loss, adamw, schedule=self.schedule, average=True, **options)
         # What batch normalisation has seen are augmented copies, too; from here on it reads images as they are.
         sample = inputs[:: max(1, len(inputs) // 10_000), 1:]
         batches = sample.chunk(-(-len(sample) // ENCODE_BATCH))  # all of about one size: each counts the same

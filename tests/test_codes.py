@@ -1,16 +1,8 @@
 import numpy as np
 import pytest
 import scipy.spatial
-import scipy.stats
 
 from mnist_ae import codes
-
-
-def test_entropy_is_scipys_and_spans_one_hot_to_uniform(rng):
-    some = rng.dirichlet(np.full(10, 0.3), size=50)
-    np.testing.assert_allclose(codes.entropy(some), scipy.stats.entropy(some, base=2, axis=1))
-    np.testing.assert_allclose(codes.entropy(np.eye(10)), 0)
-    assert codes.entropy(np.full((1, 10), 0.1))[0] == pytest.approx(np.log2(10))
 
 
 def test_group_means_with_an_empty_group(rng):
@@ -37,13 +29,14 @@ def test_the_nearest_code_is_that_of_all_distances(rng):
     np.testing.assert_array_equal(codes.nearest_agrees(some, labels), labels[apart.argmin(axis=1)] == labels)
 
 
-def test_planes_refuse_what_umap_cannot_lay_out():
-    for unfit in (np.ones((16, 10)), -np.ones((50, 10)), np.ones((0, 10))):
-        with pytest.raises(ValueError, match="at least 17 and not negative"):
-            codes.planes(unfit)
+def test_neighbours_are_those_of_a_sort(rng):
+    points = rng.random((50, 10))
+    order = np.linalg.norm(points - points[7], axis=1).argsort()
+    assert codes.neighbours(points, 7, 5).tolist() == order[1:6].tolist()
+    with pytest.raises(ValueError, match="count must be from 1 to 49, got 50"):
+        codes.neighbours(points, 7, 50)
 
 
-def test_distances_are_scipys(rng):
-    images = rng.random((6, 28, 28))
-    theirs = scipy.spatial.distance.cdist(*[images.reshape(6, -1)] * 2) / 28
-    np.testing.assert_allclose(codes.distances(images), theirs, atol=1e-12)
+def test_a_map_refuses_what_umap_cannot_lay_out():
+    with pytest.raises(ValueError, match="at least 17, got 16"):
+        codes.plane(np.ones((16, 10)))

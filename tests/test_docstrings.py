@@ -1,4 +1,4 @@
-"""The examples in the docstrings are run, each in a folder of its own; and every public function has one."""
+"""The examples in the docstrings are run, each in a folder of its own; and everything public has a docstring."""
 
 import doctest
 import importlib
@@ -10,44 +10,23 @@ import pytest
 import mnist_ae
 
 MODULES = [importlib.import_module(f"mnist_ae.{found.name}") for found in pkgutil.iter_modules(mnist_ae.__path__)]
-MODULES = [module for module in MODULES if module.__name__ != "mnist_ae.__main__"]
-
-
-def public(module):
-    return {
-        name: thing
-        for name, thing in vars(module).items()
-        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
-        if inspect.isfunction(thing) or inspect.isclass(thing)
-    }
-
-
-FUNCTIONS = [
-    pytest.param(module, name, id=f"{module.__name__.split('.')[1]}.{name}")
+PUBLIC = {
+    f"{module.__name__}.{name}": thing
     for module in MODULES
-    for name, thing in public(module).items()
-    if inspect.isfunction(thing)
-]
+    for name, thing in vars(module).items()
+    if (inspect.isfunction(thing) or inspect.isclass(thing))
+    if thing.__module__ == module.__name__ and not name.startswith("_")
+}
+TESTS = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]
 
 
-@pytest.mark.parametrize(("module", "name"), FUNCTIONS)
-def test_the_examples_run(module, name, tmp_path, monkeypatch):
+def test_everything_public_is_described():
+    assert all(inspect.getdoc(thing) for thing in (*PUBLIC.values(), *MODULES))
+
+
+@pytest.mark.parametrize("test", TESTS, ids=[test.name for test in TESTS])
+def test_the_examples_run(test, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = inspect.getdoc(getattr(module, name))
-    assert text, "no docstring"
-    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    example = doctest.DocTestParser().get_doctest(text, dict(vars(module)), name, module.__file__, 0)
-    assert example.examples, "no example"
     found = []
-    doctest.DocTestRunner(optionflags=options).run(example, out=found.append)
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(test, out=found.append)
     assert not found, "".join(found)
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_everything_public_is_described(module):
-    assert inspect.getdoc(module)
-    for name, thing in public(module).items():
-        assert inspect.getdoc(thing), name
-        for method, function in vars(thing).items() if inspect.isclass(thing) else ():
-            if inspect.isfunction(function) and not method.startswith("_"):
-                assert inspect.getdoc(function) or method in ("forward", "model", "holes"), f"{name}.{method}"

@@ -16,7 +16,7 @@ PARAMETERS = {
 
 
 def test_layers_are_the_posts_one_by_one():
-    rows = models.layer_table(models.PostAutoencoder(), torch.zeros(2, 1, 28, 28))
+    rows = models.layer_table(models.PostAutoencoder())
     assert [(row["part"], row["layer"].split("(")[0], row["shape"], row["parameters"]) for row in rows] == [
         ("encoder", "Conv2d", (4, 24, 24), PARAMETERS["encoder.0"]),
         ("encoder", "ReLU", (4, 24, 24), 0),
@@ -53,12 +53,6 @@ def test_codes_are_probabilities_and_images_stay_between_0_and_1():
     assert (codes > 0).all()
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(5))
     assert 0 < model(images).min() < model(images).max() < 1
-
-
-def test_the_decoder_sees_nothing_but_the_code():
-    model = models.PostAutoencoder()
-    images = torch.randn(4, 1, 28, 28)
-    torch.testing.assert_close(model(images), model.decoder(model.encoder(images)), rtol=0, atol=0)
 
 
 def test_normalise_is_what_torchvision_does():
