@@ -66,7 +66,8 @@ class Post:
 
     def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
         sgd = partial(torch.optim.SGD, lr=self.lr, momentum=self.momentum, fused=True)
-        return trainer.fit("post", self.model, images, self.loss, sgd, epochs=self.epochs, batch_size=self.batch_size)
+        options = {"epochs": self.epochs, "batch_size": self.batch_size}
+        return trainer.fit("post", self.model, checks.as_images(images), self.loss, sgd, **options)
 
 
 @dataclass(frozen=True)

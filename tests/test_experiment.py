@@ -1,30 +1,33 @@
+"""A run on disk: what it leaves, when it is found again, and that no label has a part in it."""
+
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from mnist_ae import __main__, confusion, data, experiment, files, train
-from mnist_ae.checkpoint import CheckpointError
+from mnist_ae import __main__, confusion, data, experiment, models, recipes, storage, train
+from mnist_ae.storage import CheckpointError
 
-QUICK = replace(experiment.POST, epochs=2)
+QUICK = replace(recipes.POST, epochs=2)
+SHORT = recipes.TenDigits(
+    "short",
+    committee=(recipes.Network(epochs=1, heads=2),),
+    teacher=replace(recipes.TEN_DIGITS.teacher, epochs=2, taught=1),
+    students=(replace(recipes.TEN_DIGITS.students[0], epochs=1),),
+)
 
 
 @pytest.fixture(scope="module")
 def few(digits):
     """300 images to learn from, 100 to test on."""
-    return data.Digits(
-        "digits",
-        digits.train_images[:300],
-        digits.train_labels[:300],
-        digits.test_images[:100],
-        digits.test_labels[:100],
-    )
+    parts = (digits.train_images[:300], digits.train_labels[:300], digits.test_images[:100], digits.test_labels[:100])
+    return data.Digits("digits", *parts)
 
 
 def weights(result):
@@ -32,21 +35,20 @@ def weights(result):
 
 
 def run(recipe, seed, digits, folder):
-    return experiment.run(recipe, seed, digits, folder, progress=False)
+    return experiment.run(recipe, seed, digits, folder, device="cpu", progress=False)
 
 
 def test_a_run_leaves_its_result_and_is_found_again(few, tmp_path):
     first = run(QUICK, 0, few, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "metrics.json", "model.pt"]
-    again = run(QUICK, 0, few, tmp_path)
-    loaded = experiment.load(QUICK, 0, few, tmp_path)
+    again = run(replace(QUICK, epochs=np.int64(2)), 0.0, few, tmp_path)
+    loaded = experiment.load(QUICK, 0, few, tmp_path, device="cpu")
     assert (first.reused, again.reused, loaded.reused) == (False, True, True)
     assert "trained now" in first.origin
     assert "found finished" in again.origin
     for other in (again, loaded):
         assert torch.equal(weights(first), weights(other))
-        assert first.history == other.history
-        assert first.metrics == other.metrics
+        assert (first.history, first.metrics) == (other.history, other.metrics)
         assert list(first.snapshots) == list(other.snapshots) == [1, 2]
     assert torch.equal(again.snapshots[2], train.reconstruct(first.model, few.test_images[: experiment.WATCHED]))
 
@@ -64,28 +66,27 @@ def test_metrics_agree_with_a_direct_computation(few, tmp_path):
     assert (metrics["seed"], metrics["recipe"]["epochs"], metrics["data"]["name"]) == (0, 2, "digits")
 
 
+@pytest.mark.parametrize("recipe", [QUICK, SHORT], ids=["post", "ten-digits"])
 @pytest.mark.parametrize("labels", ["shuffled", "all the same"])
-def test_labels_never_reach_training(few, tmp_path, labels):
+def test_labels_never_reach_training(few, tmp_path, recipe, labels, monkeypatch):
     """Other labels, or labels that say nothing, leave every weight as it is, bit for bit."""
-    truth = run(QUICK, 0, few, tmp_path / "truth")
-    if labels == "shuffled":
-        generator = torch.Generator().manual_seed(1)
-        other = [t[torch.randperm(len(t), generator=generator)] for t in (few.train_labels, few.test_labels)]
-    else:
-        other = [torch.zeros_like(t) for t in (few.train_labels, few.test_labels)]
-    result = run(QUICK, 0, replace(few, train_labels=other[0], test_labels=other[1]), tmp_path / "other")
+    monkeypatch.setattr(recipes, "LEAST_BATCHES", 5)
+    truth, generator = run(recipe, 0, few, tmp_path / "truth"), torch.Generator().manual_seed(1)
+    other = [
+        t[torch.randperm(len(t), generator=generator)] if labels == "shuffled" else torch.zeros_like(t)
+        for t in (few.train_labels, few.test_labels)
+    ]
+    result = run(recipe, 0, replace(few, train_labels=other[0], test_labels=other[1]), tmp_path / "other")
     assert torch.equal(weights(truth), weights(result))
-    assert all(torch.equal(truth.snapshots[e], result.snapshots[e]) for e in truth.snapshots)
 
 
 def test_a_seed_is_a_run_whatever_was_drawn_before(few, tmp_path):
     first = run(QUICK, 5, few, tmp_path / "a")
     torch.rand(17)
-    assert torch.equal(weights(first), weights(run(QUICK, 5, few, tmp_path / "b")))
-    assert not torch.equal(weights(first), weights(run(QUICK, 6, few, tmp_path / "c")))
     state = torch.get_rng_state()
-    run(QUICK, 7, few, tmp_path / "d")
+    assert torch.equal(weights(first), weights(run(QUICK, 5, few, tmp_path / "b")))
     assert torch.equal(state, torch.get_rng_state()), "a run leaves the caller's random numbers alone"
+    assert not torch.equal(weights(first), weights(run(QUICK, 6, few, tmp_path / "c")))
 
 
 def test_nothing_else_is_mistaken_for_a_finished_run(few, tmp_path, monkeypatch):
@@ -122,8 +123,8 @@ def test_a_damaged_result_is_trained_again(few, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git on this machine")
 def test_metrics_say_how_to_get_them_again(few, tmp_path, monkeypatch):
-    run(QUICK, 3, few, tmp_path)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = run(QUICK, 3, few, tmp_path).metrics
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["recipe"] == asdict(QUICK)
     assert (metrics["seed"], metrics["threads"], metrics["device"]) == (3, torch.get_num_threads(), "cpu")
     assert metrics["data"] == {"name": "digits", "sha256": few.checksum}
@@ -134,32 +135,73 @@ def test_metrics_say_how_to_get_them_again(few, tmp_path, monkeypatch):
     def git(*command):
         return subprocess.run(["git", *command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
-    monkeypatch.setattr(files, "HOME", tmp_path)
-    assert experiment._commit() is None
+    def commit():
+        return experiment._surroundings()["commit"]
+
+    monkeypatch.setattr(storage, "HOME", tmp_path)
+    assert commit() is None
     git("init")
     (tmp_path / "mnist_ae").mkdir()
     (tmp_path / "mnist_ae" / "a.py").write_text("")
     git("add", "mnist_ae")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
-    assert experiment._commit() == git("rev-parse", "HEAD").strip()
+    assert commit() == git("rev-parse", "HEAD").strip()
     (tmp_path / "mnist_ae" / "a.py").write_text("1")
-    assert experiment._commit() == git("rev-parse", "HEAD").strip() + "+changes"
+    assert commit() == git("rev-parse", "HEAD").strip() + "+changes"
     monkeypatch.setenv("PATH", "")
-    assert experiment._commit() is None
+    assert commit() is None
 
 
-def test_a_sweep_has_one_row_a_seed_and_keeps_earlier_ones(tmp_path, monkeypatch):
-    monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
-    recipe, digits = replace(experiment.POST, epochs=1), data.load("digits")
-    experiment.sweep([recipe], [1], dataset="digits")
-    experiment.sweep([recipe], range(2), dataset="digits")
-    table = pd.read_csv(tmp_path / "figures" / "digits" / "sweep.csv")
-    assert table["seed"].tolist() == [0, 1]
-    pd.testing.assert_frame_equal(table, experiment.read_table("sweep", "digits"))
-    torch.set_num_threads(1)
-    here = run(recipe, 1, digits, tmp_path / "here")
-    assert table["one_to_one"][1] == pytest.approx(here.metrics["accuracy"]["one_to_one"], rel=1e-5)
-    assert experiment.read_table("seeds", "KMNIST").empty
+@dataclass(frozen=True)
+class Own:
+    """A recipe whose model has a code of `width` numbers."""
+
+    name: str = "own"
+    epochs: int = 1
+    width: int = 10
+    side: int = 28
+
+    def model(self):
+        model = models.PostAutoencoder(reachable=True)
+        model.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, self.width))
+        model.decoder = nn.Sequential(nn.Linear(self.width, self.side**2), nn.Unflatten(1, (1, self.side, self.side)))
+        return model
+
+    def train(self, trainer, images):
+        raise AssertionError("it was trained")
+
+
+class Plain(Own):
+    def model(self):
+        return nn.Linear(10, 10)
+
+
+class Unfit(Own):
+    def model(self):
+        model = super().model()
+        model.encoder.append(nn.Linear(100, 10))
+        return model
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Own(width=2), r"recipe 'own' cannot be scored: codes of 2 images must be \[2, 10\], not \[2, 2\]"),
+        (Unfit(), "recipe 'own' cannot be scored: .*mat1 and mat2 shapes cannot be multiplied"),
+        (Own(width=32), r"not \[2, 32\]"),
+        (Own(side=32), r"2 decoded codes must be \[2, 1, 28, 28\], not \[2, 1, 32, 32\]"),
+        (Plain(), "the model of recipe 'own' has no encoder, no decoder, no normalise"),
+    ],
+)
+def test_a_model_that_could_not_be_scored_is_refused_before_the_first_step(recipe, message, digits, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(recipe, 0, digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_holds_what_no_file_can_is_refused_by_name(few, tmp_path):
+    with pytest.raises(ValueError, match=r"recipe 'post' must hold numbers, text and tuples, got array\(\[1, 2\]\)"):
+        run(replace(recipes.POST, lr=np.array([1, 2])), 0, few, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,24 +229,6 @@ def test_the_command_line_refuses_in_one_sentence(option, value, message, capsys
     assert str(stop.value).startswith("error: ")
     assert message in str(stop.value)
     assert capsys.readouterr().out == ""
-
-
-class Shell:
-    """What IPython knows of the cells that were run."""
-
-    def __init__(self, *cells):
-        self.user_ns = {"In": ["", *cells]}
-
-
-def test_in_a_notebook_a_parameter_that_it_does_not_have_is_refused(monkeypatch):
-    good = {"epochs": 1, "seed": 0, "device": "cpu", "threads": 2}
-    own, injected = "# Parameters\nepochs = 1\n", '# Parameters\nepochs = 1\nPAPERMILL_INPUT_PATH = "01.ipynb"\n'
-    for cells in ([], [own], [own, injected], ["anything = 1"], ["# Parameters\nprint(1)"]):
-        monkeypatch.setattr(experiment, "get_ipython", lambda cells=cells: Shell(*cells))
-        experiment.check_parameters(**good)
-    monkeypatch.setattr(experiment, "get_ipython", lambda: Shell(own, "# Parameters\nepoch = 5\nlr = 1\n"))
-    with pytest.raises(ValueError, match="unknown parameter epoch, lr: choose among dataset, epochs, seed, device, th"):
-        experiment.check_parameters(**good)
 
 
 def test_check_prints_the_data_set_and_warns_where_it_is_not_mnist(tmp_path, monkeypatch, no_network, capsys):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ae import codes, explore, models, train
+from mnist_ae import explore, models, train
 
 NAMES = [f"neuron {k}" for k in range(10)]
 
@@ -34,15 +34,21 @@ def ink(widget):
     return 1 - np.asarray(Image.open(io.BytesIO(widget.value)), dtype=np.float64) / 255
 
 
-def shrunk(widget):
-    size = int(widget.width) // 28
-    return ink(widget)[size // 2 :: size, size // 2 :: size]
+def shown(widget):
+    """The images in the strip that a widget shows: [K, 28, 28]."""
+    strip = ink(widget)
+    size = len(strip) // 28
+    return np.stack(np.split(strip[size // 2 :: size, size // 2 :: size], strip.shape[1] // len(strip), axis=1))
+
+
+def decoded(model, codes):
+    return train.decode(model, codes)[0, 0].numpy()
 
 
 def test_png_shows_white_as_0_black_as_1_and_cuts_off_what_is_beyond():
     image = np.zeros((28, 28))
     image[3, 5], image[0, 0], image[0, 1] = 1, -4, 9
-    shown = 1 - np.asarray(Image.open(io.BytesIO(explore.png(image, 56)))) / 255
+    shown = 1 - np.asarray(Image.open(io.BytesIO(explore.png([image], 2)))) / 255
     assert shown.shape == (56, 56)
     assert shown[6:8, 10:12].min() == 1
     assert (shown[0, 0], shown[0, 2]) == (0, 1)
@@ -75,30 +81,29 @@ def test_sliders_draw_their_code(model):
     assert [slider.description for slider in ten] == NAMES
     assert [slider.value for slider in ten] == [1] + 9 * [0]
     ten[3].value = 0.5
-    code = torch.zeros(1, 10)
-    code[0, 0], code[0, 3] = 1, 0.5
-    assert np.abs(shrunk(drawing) - train.decode(model, code)[0, 0].numpy()).max() < 0.01
+    np.testing.assert_allclose(
+        shown(drawing)[0], decoded(model, torch.eye(10)[[0]] + torch.eye(10)[[3]] / 2), atol=0.01
+    )
     assert total.value == "sum 1.50, of a code 1"
     for k in (7, 0):  # and back to what it began with
         alone[k].click()
         assert [slider.value for slider in ten] == [float(j == k) for j in range(10)]
-        assert np.abs(shrunk(drawing) - train.decode(model, torch.eye(10)[[k]])[0, 0].numpy()).max() < 0.01
+        np.testing.assert_allclose(shown(drawing)[0], decoded(model, torch.eye(10)[[k]]), atol=0.01)
 
 
 def test_a_picked_image_comes_with_its_activations_drawing_and_neighbours(model, digits):
     widget = explore.images(model, digits, NAMES)
     (number,), bars = parts(widget, widgets.BoundedIntText), parts(widget, widgets.FloatProgress)
-    seen, drawn, *near = parts(widget, widgets.Image)
+    seen, near = parts(widget, widgets.Image)
     number.value = 41
     all_codes = train.encode(model, digits.test_images)
     assert [bar.value for bar in bars] == pytest.approx(all_codes[41].tolist())
-    assert np.abs(shrunk(seen) - digits.test_images[41, 0].numpy() / 255).max() < 0.01
-    assert np.abs(shrunk(drawn) - train.decode(model, all_codes[[41]])[0, 0].numpy()).max() < 0.01
-    nearest = np.linalg.norm(all_codes - all_codes[41], axis=1).argsort()[1]
-    assert near[0].value == explore.png(digits.test_images[nearest, 0] / 255, 70)
+    expected = [digits.test_images[41, 0].numpy() / 255, decoded(model, all_codes[[41]])]
+    np.testing.assert_allclose(shown(seen), expected, atol=0.01)
+    nearest = np.linalg.norm(all_codes - all_codes[41], axis=1).argsort()[1:9]
+    np.testing.assert_allclose(shown(near), digits.test_images[nearest, 0] / 255, atol=0.01)
     assert f"a {digits.test_labels[41]}," in parts(widget, widgets.HTML)[0].value
-    (another,) = parts(widget, widgets.Button)
-    before = seen.value
+    (another,), before = parts(widget, widgets.Button), seen.value
     for _ in range(3):
         another.click()
     assert seen.value != before
@@ -111,20 +116,18 @@ def press(canvas, event, x=0.0, y=0.0):
 def test_what_the_mouse_paints_is_encoded(model):
     widget = explore.paint(model, NAMES)
     (canvas,), (clear,) = parts(widget, explore.Canvas), parts(widget, widgets.Button)
-    (seen, drawn), bars = parts(widget, widgets.Image), parts(widget, widgets.FloatProgress)
+    (seen,), bars = parts(widget, widgets.Image), parts(widget, widgets.FloatProgress)
     assert not ink(seen).any()
-    assert not ink(drawn).any()
     assert not any(bar.value for bar in bars), "nothing is painted, nothing fires"
     press(canvas, "mouse_move", 10, 10)
     assert not ink(seen).any(), "the button is up"
-    press(canvas, "mouse_down", 100, 60)
-    press(canvas, "mouse_move", 180, 60)
-    press(canvas, "mouse_move", 120, 220)
-    press(canvas, "mouse_up", 120, 220)
-    image = explore.like_mnist([[(100, 60), (100, 60), (180, 60), (120, 220)]])
-    assert np.abs(shrunk(seen) - image[0, 0].numpy() / 255).max() < 0.01
-    code = train.encode(model, image)[0]
-    assert [bar.value for bar in bars] == pytest.approx(code.tolist())
+    line = [(100, 60), (180, 60), (120, 220)]
+    for event, point in zip(("mouse_down", "mouse_move", "mouse_move", "mouse_up"), (*line, line[-1]), strict=True):
+        press(canvas, event, *point)
+    image = explore.like_mnist([line])
+    code = train.encode(model, image)
+    np.testing.assert_allclose(shown(seen), [image[0, 0] / 255, decoded(model, code)], atol=0.01)
+    assert [bar.value for bar in bars] == pytest.approx(code[0].tolist())
     orange = [bar.style.bar_color == "#DE8F05" for bar in bars]
     assert orange == [k == int(code.argmax()) for k in range(10)]
     clear.click()
@@ -133,20 +136,17 @@ def test_what_the_mouse_paints_is_encoded(model):
 
 def test_a_walk_begins_and_ends_at_the_codes_of_the_two_images(model, digits):
     widget = explore.walk(model, digits, 3, 8)
-    (way,), (first, drawing, last) = parts(widget, widgets.FloatSlider), parts(widget, widgets.Image)
-    ends = train.encode(model, digits.test_images[[3, 8]])
-    for share in (0.0, 0.5, 1.0):
-        way.value = share
-        code = (1 - share) * ends[:1] + share * ends[1:]
-        assert np.abs(shrunk(drawing) - train.decode(model, code)[0, 0].numpy()).max() < 0.01
-    assert np.abs(shrunk(first) - digits.test_images[3, 0].numpy() / 255).max() < 0.01
-    assert np.abs(shrunk(last) - digits.test_images[8, 0].numpy() / 255).max() < 0.01
-    parts(widget, widgets.BoundedIntText)[1].value = 5
-    assert np.abs(shrunk(last) - digits.test_images[5, 0].numpy() / 255).max() < 0.01
-    assert (
-        np.abs(shrunk(drawing) - train.decode(model, train.encode(model, digits.test_images[[5]]))[0, 0].numpy()).max()
-        < 0.01
+    (way,), (strip,), ends = (
+        parts(widget, kind) for kind in (widgets.FloatSlider, widgets.Image, widgets.BoundedIntText)
     )
+    for last in (8, 5):
+        ends[1].value = last
+        codes = train.encode(model, digits.test_images[[3, last]])
+        for share in (0.0, 0.5, 1.0):
+            way.value = share
+            between = decoded(model, (1 - share) * codes[:1] + share * codes[1:])
+            pair = digits.test_images[[3, last], 0].numpy() / 255
+            np.testing.assert_allclose(shown(strip), [pair[0], between, pair[1]], atol=0.01)
 
 
 def test_each_answers_within_a_tenth_of_a_second(digits):
@@ -175,11 +175,3 @@ def test_each_answers_within_a_tenth_of_a_second(digits):
             move(k)
             seconds.append(time.perf_counter() - begin)
         assert statistics.median(seconds) < 0.1, name
-
-
-def test_neighbours_are_those_of_a_sort(rng):
-    points = rng.random((50, 10))
-    order = np.linalg.norm(points - points[7], axis=1).argsort()
-    assert codes.neighbours(points, 7, 5).tolist() == order[1:6].tolist()
-    with pytest.raises(ValueError, match="count must be from 1 to 49, got 50"):
-        codes.neighbours(points, 7, 50)

@@ -44,7 +44,9 @@ def draw_all():
         "sharing": plots.sharing(rng.random(45), rng.random(45), [f"pair {k}" for k in range(45)], "title"),
         "errors": plots.errors(pd.DataFrame({"mean": [0.1, 0.9], "colour": ["C0", "C1"]}, ["a", "b"]), "title"),
         "spread": plots.errors(
-            pd.DataFrame({"mean": [0.4, 0.9], "worst": [0.3, 0.8], "best": [0.5, 0.99], "beside": ["1", "2"]}, ["a", "b"]),
+            pd.DataFrame(
+                {"mean": [0.4, 0.9], "worst": [0.3, 0.8], "best": [0.5, 0.99], "beside": ["1", "2"]}, ["a", "b"]
+            ),
             "title",
             {"x": 0.5},
         ),

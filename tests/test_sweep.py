@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,50 +17,37 @@ import pytest
 import torch
 from scipy import optimize
 
-from mnist_ae import __main__, experiment
+from mnist_ae import __main__, recipes, sweep
 
-RECIPE = replace(experiment.POST, epochs=2)
+RECIPE = replace(recipes.POST, epochs=2)
 
 
 def without_seconds(rows):
     return rows.drop(columns="seconds").reset_index(drop=True)
 
 
-class HereAndNow(Executor):
-    """An executor that is none of the standard library's."""
-
-    def submit(self, function, /, *args, **kwargs):
-        future = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 def test_any_executor_gives_the_same_rows(tmp_path, monkeypatch):
     """Two threads share torch's random numbers; still, each run is what it is alone."""
     tables = []
-    for name, executor in {"processes": None, "threads": ThreadPoolExecutor(2), "here": HereAndNow()}.items():
+    for name, executor in {"processes": None, "threads": ThreadPoolExecutor(2)}.items():
         monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path / name))
         torch.set_num_threads(2)
-        rows = experiment.sweep([RECIPE], range(3), executor, dataset="digits")
+        rows = sweep.sweep([RECIPE], range(3), executor, dataset="digits")
         assert torch.get_num_threads() == 2
-        pd.testing.assert_frame_equal(rows.reset_index(drop=True), experiment.read_table("sweep", "digits"), rtol=1e-5)
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), sweep.read_table("sweep", "digits"), rtol=1e-5)
         tables.append(without_seconds(rows))
     assert tables[0]["seed"].tolist() == [0, 1, 2]
     assert tables[0]["threads"].tolist() == [1, 1, 1]
     pd.testing.assert_frame_equal(tables[0], tables[1])
-    pd.testing.assert_frame_equal(tables[0], tables[2])
 
 
 def test_a_range_of_seeds_and_what_a_row_keeps_of_its_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path))
-    monkeypatch.setattr(experiment, "workers", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(sweep, "workers", lambda: ThreadPoolExecutor(1))
     __main__.main(["sweep", "--dataset=digits", "--recipe=post", "--epochs=1", "--seeds=10-11"])
-    rows = experiment.read_table("seeds", "digits")
+    rows = sweep.read_table("seeds", "digits")
     assert rows["seed"].tolist() == [10, 11]
-    assert json.loads(rows["settings"][0])["lr"] == experiment.POST.lr
+    assert json.loads(rows["settings"][0])["lr"] == recipes.POST.lr
     folder = tmp_path / "runs" / "sweep" / "post-digits-1-epochs-seed-10"
     matrix = np.array(json.loads((folder / "metrics.json").read_text())["train_matrix"])
     pairs = optimize.linear_sum_assignment(matrix, maximize=True)
@@ -72,8 +59,8 @@ def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path, mo
     explodes = replace(RECIPE, name="explodes", activations=False, lr=1e6)
     later = [replace(RECIPE, epochs=epochs) for epochs in (20, 3)]  # the first begins before the fault is heard of
     with ThreadPoolExecutor(1) as executor, pytest.raises(FloatingPointError, match="epoch 1"):
-        experiment.sweep([RECIPE, explodes, *later], [0], executor, dataset="digits")
-    assert experiment.read_table("sweep", "digits")["recipe"].tolist() == ["post"]
+        sweep.sweep([RECIPE, explodes, *later], [0], executor, dataset="digits")
+    assert sweep.read_table("sweep", "digits")["recipe"].tolist() == ["post"]
     assert not list(tmp_path.glob("runs/sweep/post-digits-3-*")), "what had not begun is not begun any more"
 
 
@@ -93,6 +80,34 @@ def test_a_sweep_that_is_killed_leaves_no_process_behind(tmp_path):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def in_new_python(code, out):
+    """Run code that no file holds, as a notebook's cells are: its exit status and last line."""
+    environment = os.environ | {"MNIST_AE_OUT": str(out)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, (done.stderr or done.stdout).strip().splitlines()[-1]
+
+
+def test_a_recipe_that_workers_cannot_import_is_refused_in_one_sentence(tmp_path):
+    code = "from mnist_ae import recipes, sweep\nclass Mine(recipes.{}): pass\nsweep.sweep([{}], [0], dataset='digits')"
+    for base, made, name in [
+        ("Post", "Mine('mine')", "mine"),
+        ("Network", "recipes.TenDigits('whole', (Mine(),))", "whole"),
+    ]:
+        said = in_new_python(code.format(base, made), tmp_path / "out")
+        message = f"ValueError: recipe '{name}': worker processes cannot import it from here: put it into a module"
+        assert said == (1, message), "a part of a recipe is looked at, too"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_script_without_a_main_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from mnist_ae import recipes, sweep; sweep.sweep([recipes.POST], [0], dataset='digits')")
+    environment = os.environ | {"MNIST_AE_OUT": str(tmp_path / "out")}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert "BrokenExecutor: a worker process ended" in done.stderr.strip().splitlines()[-1]
+    assert 'not under `if __name__ == "__main__":`' in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture
@@ -141,26 +156,26 @@ def test_a_cluster_that_loses_a_worker_gives_every_result(cluster, tmp_path, mon
 
     killer = threading.Thread(target=kill_one_half_way)
     killer.start()
-    rows = experiment.sweep([recipe], range(6), dataset="digits")
+    rows = sweep.sweep([recipe], range(6), dataset="digits")
     killer.join()
     assert (processes[0].wait(), processes[1].poll()) == (-9, None), "one was killed, one lives"
     assert rows["seed"].tolist() == [0, 1, 2, 3, 4, 5]
 
     trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.pt")}
-    again = experiment.sweep([recipe], range(6), dataset="digits")
+    again = sweep.sweep([recipe], range(6), dataset="digits")
     pd.testing.assert_frame_equal(without_seconds(rows), without_seconds(again))
     assert trained == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.pt")}, "finished runs are found"
 
     monkeypatch.delenv("DASK_SCHEDULER")
     monkeypatch.setenv("MNIST_AE_OUT", str(tmp_path / "local"))
-    local = experiment.sweep([recipe], range(6), dataset="digits")
+    local = sweep.sweep([recipe], range(6), dataset="digits")
     pd.testing.assert_frame_equal(without_seconds(rows), without_seconds(local))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setenv("DASK_SCHEDULER", "tcp://127.0.0.1:9")
-    monkeypatch.setattr(experiment, "SCHEDULER_TIMEOUT", 1)
+    monkeypatch.setattr(sweep, "SCHEDULER_TIMEOUT", 1)
     with pytest.raises(SystemExit, match=r"error: .*tcp://127\.0\.0\.1:9"):
         __main__.main(["sweep", "--dataset", "digits", "--seeds", "1"])
     monkeypatch.setitem(sys.modules, "distributed", None)
