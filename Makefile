@@ -103,7 +103,7 @@ lint: $(ENVIRONMENT) ## ruff
 	$(PYTHON) -m ruff format --check .
 
 clean: ## delete what was written into runs/, and caches; figures/, data/ and .venv stay
-	$(SYSTEM_PYTHON) -c 'from mnist_ae import files; files.clean()'
+	$(SYSTEM_PYTHON) -c 'from mnist_ae import storage; storage.clean()'
 	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage mnist_ae.egg-info
 
 .venv/installed: pyproject.toml constraints.txt

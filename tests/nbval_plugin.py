@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from matplotlib import font_manager  # noqa: F401 - makes its folder and cache here: a kernel that has to says so on stderr
 
-from mnist_ae import data, files
+from mnist_ae import data, storage
 
 
 def pytest_configure(config):
     out = config.stash[OUT] = tempfile.mkdtemp(prefix="mnist-ae-")
-    shutil.copytree(files.HOME / "figures", Path(out, "figures"))  # the committed tables, which notebooks read
+    shutil.copytree(storage.HOME / "figures", Path(out, "figures"))  # the committed tables, which notebooks read
     os.environ["MNIST_AE_OUT"] = out
 
 

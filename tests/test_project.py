@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-from mnist_ae import files
 from tests import tidy
 
 ROOT = Path(__file__).parents[1]
@@ -70,19 +68,17 @@ def test_every_import_is_a_listed_dependency():
 def test_no_import_runs_against_the_flow_of_data():
     flow = [
         "supervise",
-        "files",
-        "checkpoint",
+        "storage",
+        "checks",
         "data",
         "augment",
         "models",
         "losses",
+        "pseudo_labels",
         "train",
-        "ten_digits",
-        "confusion",
-        "codes",
-        "published",
+        "recipes",
     ]
-    flow += ["experiment", "ladder", "baselines", "plots", "explore"]
+    flow += ["recipes", "confusion", "codes", "experiment", "sweep", "ladder", "baselines", "plots", "explore"]
     assert sorted(path.stem for path in (ROOT / "mnist_ae").glob("[a-z]*.py")) == sorted(flow)
     for position, module in enumerate(flow):
         source = (ROOT / "mnist_ae" / f"{module}.py").read_text()
@@ -165,7 +161,7 @@ def test_every_figure_that_a_notebook_saves_is_kept_with_its_numbers():
     assert (
         saved
         == {path.stem for path in kept.glob("*.png")} - {"bench"}
-        == {path.stem for path in kept.glob("*.csv")} - {"seeds", "ladder", "ten_digits", "bench", "sweep", "trials"}
+        == {path.stem for path in kept.glob("[0-9]*.csv")}
     )
 
 
@@ -182,130 +178,6 @@ def test_nothing_the_project_keeps_names_a_machine_or_holds_data():
         assert "ubyte" not in path.name, path
 
 
-# ------------------------------------------------------------------------------------------------- the Makefile
-
-
-def make(*arguments, **environment):
-    """Run make as a user would, with this Python as the active one and a folder of its own for what it writes."""
-    command = ["make", *arguments, f"PYTHON={shlex.quote(sys.executable)}"]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
-
-
-def test_make_alone_prints_the_tasks():
-    printed = make().stdout
-    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
-    for task in set(phony) - {"FORCE"}:
-        assert re.search(rf"^  {task} +\S", printed, re.M), task
-    assert "EPOCHS=20" in printed
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("EPOCHS=0", "error: epochs must be a whole number from 1 to 10,000, got 0\n"),
-        ('DATASET=it\'s "mine"; echo $$HOME', "error: unknown data set 'it\\'s \"mine\"; echo $HOME': choose one of"),
-        ("DATASET=mnist", "error: unknown data set 'mnist': choose one of"),
-        ("DEVICE=gpu", "error: unknown device 'gpu'"),
-        ("SEED=-1", "error: seed must be a whole number"),
-    ],
-)
-def test_a_bad_parameter_stops_make_before_anything_is_written(argument, message):
-    result = make("run-notebooks", argument, MNIST_AE_DATA=str(ROOT / "nowhere"))
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not Path(os.environ["MNIST_AE_OUT"]).exists()
-
-
-def test_a_variable_that_there_is_not_stops_make():
-    result = make("run-notebooks", "EPOCH=5")
-    assert result.returncode != 0
-    assert "unknown variable EPOCH: choose among DATASET EPOCHS SEED" in result.stderr
-    assert make("help", "MNIST_AE_DATA=elsewhere").returncode == 0
-
-
-@pytest.mark.parametrize(
-    "name", ["out put", "it's", 'the "best"', "a$b", "50%", "x:y", "-out", "a=b", "(1)", "~", "b\\c"]
-)
-def test_a_folder_that_make_cannot_name_is_refused_in_one_sentence(name, tmp_path):
-    name = name if name in ("-out", "~") else str(tmp_path / name)
-    before = sorted(tmp_path.rglob("*")), sorted(ROOT.iterdir())
-    result = make("run-notebooks", "DATASET=digits", MNIST_AE_OUT=name)
-    assert result.returncode != 0
-    assert re.fullmatch(r"Makefile:\d+: \*\*\* MNIST_AE_OUT is '.*', and make cannot work with .*\n", result.stderr)
-    assert f"'{name}'" in result.stderr
-    assert (sorted(tmp_path.rglob("*")), sorted(ROOT.iterdir())) == before
-
-
-def laid_out(folder, *paths):
-    for path in (folder / path for path in paths):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(path.name)
-
-
-RUN = "post-MNIST-20-epochs-seed-0"
-WRITTEN = ("parameters", "notebooks/01_train.ipynb", f"{RUN}/model.pt", f"{RUN}/.lock", f"sweep/{RUN}/metrics.json")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["out put", "it's", 'the "best"', "#1", "-out", "--help", "a$b", "*", "link", "ünï", "back\\slash", "new\nline"],
-)
-def test_clean_deletes_what_the_project_wrote_and_nothing_else_whatever_the_folder_is_called(
-    name, tmp_path, monkeypatch
-):
-    """Beside the folder lie those that its name, unquoted, would mean; in it lies what others wrote."""
-    out, elsewhere = tmp_path / name, tmp_path / "elsewhere"
-    others = (
-        "letter.txt",
-        f"{RUN}/notes.txt",
-        "notebooks/mine.ipynb",
-        "tensorboard/model.pt",
-        "sweep/model.pt",
-        f"{RUN}/my.pt",
-        f"{RUN}/a.json",
-        "my-epochs-seed-notes/model.pt",
-        "notebooks/99_mine.ipynb",
-    )
-    if name == "link":
-        elsewhere.mkdir()
-        out.symlink_to(elsewhere)
-    laid_out(out / "runs", *WRITTEN, *others)
-    laid_out(
-        tmp_path, "out/file", "put/runs/file", "a/runs/file", "it/runs/file", "link-target/model.pt", "runs/parameters"
-    )
-    (out / "runs" / "x-epochs-seed-1").symlink_to(tmp_path / "link-target")
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(files, "HOME", tmp_path)
-    laid_out(tmp_path, "notebooks/01_train.ipynb")
-    if name.startswith("-"):  # relative: it counts from the repository
-        monkeypatch.setenv("MNIST_AE_OUT", name)
-        files.clean()
-    else:
-        result = make("clean", MNIST_AE_OUT=str(out))
-        assert result.returncode == 0, result.stderr
-    gone = before - {path for path in tmp_path.rglob("*") if path.is_file()}
-    assert gone == {out.resolve() / "runs" / path for path in WRITTEN}
-    assert sorted(path.name for path in (out / "runs").iterdir()) == sorted(
-        ["letter.txt", RUN, "my-epochs-seed-notes", "notebooks", "tensorboard", "sweep", "x-epochs-seed-1"]
-    )
-
-
-def test_clean_of_a_link_of_the_root_and_of_nothing(tmp_path):
-    laid_out(tmp_path / "elsewhere", *WRITTEN)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "runs").symlink_to(tmp_path / "elsewhere")
-    result = make("clean", MNIST_AE_OUT=str(tmp_path / "out"))
-    assert f"error: {tmp_path / 'out' / 'runs'} is a link to {tmp_path / 'elsewhere'}: delete by hand" in result.stderr
-    assert all((tmp_path / "elsewhere" / path).exists() for path in WRITTEN)
-    top = sorted(Path("/").iterdir())
-    assert make("clean", MNIST_AE_OUT="/").returncode == 0
-    assert make("clean", MNIST_AE_OUT=str(tmp_path / "nothing here")).returncode == 0
-    assert sorted(Path("/").iterdir()) == top
-    away = subprocess.run(["make", "-f", ROOT / "Makefile", "clean"], cwd=tmp_path, capture_output=True, check=False)
-    assert away.returncode != 0, "the Makefile of another folder: whose runs/ would that be?"
-
-
 def test_what_an_editor_leaves_in_a_notebook_goes(tmp_path):
     stored = NOTEBOOKS[0].read_text()
     edited = nbformat.reads(stored, as_version=4)
@@ -320,145 +192,6 @@ def test_what_an_editor_leaves_in_a_notebook_goes(tmp_path):
     nbformat.write(edited, tmp_path / NOTEBOOKS[0].name)
     tidy.tidy(tmp_path / NOTEBOOKS[0].name)
     assert (tmp_path / NOTEBOOKS[0].name).read_text() == stored
-
-
-def test_what_the_readme_says_of_a_frozen_container(tmp_path):
-    """The script does it: everything read-only but one folder, no git, one thread."""
-    result = subprocess.run(
-        ["bash", ROOT / "tests" / "frozen.sh", sys.executable, tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "skipped:" in result.stdout:
-        pytest.skip(result.stdout.split("skipped:")[1].strip())
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "No such kernel" not in result.stderr
-    for line in ("02 ran", "a picture drew no false alarm", "tests skip what needs git"):
-        assert line in result.stdout
-
-
-def test_a_second_make_says_that_another_is_at_work():
-    parameters = Path(os.environ["MNIST_AE_OUT"], "runs", "parameters")
-    command = (str(parameters), "DATASET=digits", "EPOCHS=1")
-    assert make(*command).returncode == 0
-    first = parameters.read_bytes()
-    (parameters.parent / "make.pid").write_text(str(os.getpid()))
-    second = make(*command[:2], "EPOCHS=2")
-    assert second.returncode != 0
-    assert f"error: process {os.getpid()} is at work in {parameters.parent}: wait for it" in second.stderr
-    assert parameters.read_bytes() == first
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (parameters.parent / "make.pid").write_text(str(ended.pid))
-    assert make(*command).returncode == 0, "the other one was killed"
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        (["-p", "epochs", "1e-3"], r"epochs must be a whole number from 1 to 10,000, got 0\.001"),
-        (["-y", "seed: true"], "seed must be a whole number from 0 to 4,294,967,295, got True"),
-        (["-p", "epoch", "5"], "unknown parameter epoch: choose among dataset, epochs, seed, device, threads"),
-        (["-p", "dataset", "2024"], "dataset must be a name, got 2024: papermill's -r dataset NAME keeps it text"),
-    ],
-)
-def test_papermill_is_refused_what_a_notebook_cannot_use(parameters, message, tmp_path):
-    """As a user would call it, without make: an exit code, the reason last, the failed notebook, and nothing else."""
-    failed = tmp_path / "failed.ipynb"
-    command = [sys.executable, "-m", "papermill", "--cwd", "notebooks", "--no-progress-bar", *parameters]
-    command += ["notebooks/01_train.ipynb", str(failed)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert re.match(rf"ValueError: .*{message}", result.stderr.strip().splitlines()[-1])
-    assert "ValueError" in failed.read_text()
-    assert not Path(os.environ["MNIST_AE_OUT"]).exists()
-
-
-def test_run_notebooks_on_the_bundled_digits_does_only_what_changed():
-    """The whole pipeline for real: papermill, figures in their own folder, and make's idea of what is out of date.
-
-    And the same bytes when it runs again: figures, numbers and metrics.
-    """
-    out = Path(os.environ["MNIST_AE_OUT"])
-    arguments = ("run-notebooks", "DATASET=digits", "EPOCHS=1")
-
-    first = make(*arguments)
-    assert first.returncode == 0, first.stderr[-2000:]
-    figures = {path.stem for path in (out / "figures" / "digits").glob("*.png")}
-    assert {"01_loss", "02_confusion", "03_reordered"} <= figures
-    assert list((out / "figures").iterdir()) == [out / "figures" / "digits"], "MNIST's figures are left alone"
-    executed = sorted((out / "runs" / "notebooks").iterdir())
-    assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
-    for path in executed:
-        stamp = nbformat.read(path, as_version=4)
-        (injected,) = [cell for cell in stamp.cells if "injected-parameters" in tags(cell)]
-        assert 'dataset = "digits"' in injected.source
-        assert "epochs = 1" in injected.source
-
-    before = [path.stat().st_mtime_ns for path in executed]
-    assert make(*arguments).returncode == 0
-    assert [path.stat().st_mtime_ns for path in executed] == before, "nothing changed, nothing ran"
-
-    os.utime(executed[1], ns=(1, 1))  # older than its source
-    assert make(*arguments).returncode == 0
-    after = [path.stat().st_mtime_ns for path in executed]
-    assert (after[0], after[2]) == (before[0], before[2])
-    assert after[1] > before[1]
-
-    kept = [*(out / "figures" / "digits").iterdir(), *(out / "runs").glob("*/metrics.json")]
-    content = {path: path.read_bytes() for path in kept}
-    assert len(content) > 30
-    for path in (*kept, *(out / "runs").glob("post-*/model.pt")):  # the long run of 05 has a test of its own
-        if "ten-digits" not in str(path):
-            path.unlink()
-    for path in executed:
-        path.unlink()
-    assert make(*arguments).returncode == 0
-    for path, bytes_before in content.items():
-        assert path.read_bytes() == bytes_before, path
-
-
-def test_notebook_02_before_01_says_what_to_run():
-    import papermill
-
-    out = Path(os.environ["MNIST_AE_OUT"])
-    with pytest.raises(papermill.PapermillExecutionError, match=r"run notebook 01_train .* or `make run-notebooks`"):
-        papermill.execute_notebook(
-            ROOT / "notebooks" / "02_inspect_codes.ipynb",
-            None,
-            parameters={"dataset": "digits", "epochs": 3},
-            cwd=ROOT / "notebooks",
-            progress_bar=False,
-        )
-    assert not (out / "figures").exists()
-
-
-def test_a_failed_notebook_is_kept_and_named(tmp_path):
-    """A repository whose 01 fails in its last cell."""
-    out = Path(os.environ["MNIST_AE_OUT"])
-    copy = tmp_path / "repository"
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "mnist_ae", "notebooks"):
-        (copy / name).parent.mkdir(exist_ok=True)
-        subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
-    elsewhere = {"display_name": "my env", "name": "my-env"}  # as VS Code leaves it
-    broken = nbformat.v4.new_notebook(metadata={"kernelspec": elsewhere})
-    broken.cells = [
-        nbformat.v4.new_code_cell("epochs = 1", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("1 / 0"),
-    ]
-    nbformat.write(broken, copy / "notebooks" / "01_train.ipynb")
-    command = ["make", "run-notebooks", "DATASET=digits", f"PYTHON={sys.executable}"]
-    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert "error: notebooks/01_train.ipynb failed: read" in result.stderr
-    kept = sorted(path.name for path in (out / "runs" / "notebooks").iterdir())
-    assert kept == ["01_train.failed.ipynb"]
-    assert "ZeroDivisionError" in (out / "runs" / "notebooks" / kept[0]).read_text()
-
-
-def test_the_repository_is_where_files_are_looked_for():
-    assert files.HOME == ROOT
 
 
 def test_the_commands_of_the_readme_are_tasks_of_the_makefile():
@@ -478,11 +211,11 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_python_examples_of_the_readme_run(number, monkeypatch, digits, capsys):
-    from mnist_ae import data, train
+    from mnist_ae import data, recipes
 
     few = data.Digits("digits", *(tensor[:200] for tensor in vars(digits).values() if isinstance(tensor, torch.Tensor)))
     monkeypatch.setattr(data, "load", lambda: few)
-    monkeypatch.setattr(train, "LEAST_BATCHES", 20)
+    monkeypatch.setattr(recipes, "LEAST_BATCHES", 20)
     path = Path(os.environ["MNIST_AE_OUT"], "example.py")
     path.parent.mkdir()
     path.write_text(EXAMPLES[number])
