@@ -38,7 +38,7 @@ SHA256 = {
 # The third byte of an IDX file.
 KINDS = {8: "unsigned bytes", 9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers"}
 KINDS |= {13: "32-bit floats", 14: "64-bit floats"}
-LEAST = {"train": 128, "test": 20}  # images: one batch of the label-free recipe; what the maps and rows of images need
+LEAST = {"train": 128, "test": 20}  # images: one batch of the label-free recipe; what maps and rows of images need
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer; a network that swallows packets must not hang a first run
 
 
@@ -66,16 +66,11 @@ class Digits:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             labels = torch.from_numpy(checks.as_labels(getattr(self, f"{part}_labels"), f"{part}_labels"))
-            try:
-                images = checks.as_images(getattr(self, f"{part}_images"))
-            except ValueError as error:
-                raise ValueError(f"{part}_{error}") from error
+            images = checks.as_images(getattr(self, f"{part}_images"))
             if images.dtype != torch.uint8:
                 raise ValueError(f"{part}_images must be uint8, 0 to 255, got {images.dtype}")
-            if len(images) == 0:
-                raise ValueError(f"{part}_images is empty")
-            if len(images) != len(labels):
-                raise ValueError(f"{part}_labels must be one an image, {len(images)}, got {len(labels)}")
+            if not 0 < len(images) == len(labels):
+                raise ValueError(f"{part}_labels must be one an image, at least one: {len(labels)} for {len(images)}")
             object.__setattr__(self, f"{part}_images", images)
             object.__setattr__(self, f"{part}_labels", labels)
 

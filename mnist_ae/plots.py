@@ -68,14 +68,14 @@ def _horizontals(ax: Axes, levels: dict[str, float]) -> None:
 
 
 def architecture(layers: list[dict], title: str) -> Figure:
-    """The model drawn from `models.layer_table`: a stack of maps for each layer, a bar for each vector.
+    """The model drawn from `models.layer_table`: maps as high as they are, and the wider the more; a bar for a vector.
 
     Layers that change no shape and hold no parameters are named with the layer before them.
     """
     boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
     for layer in layers:
-        kind, shape = layer["layer"].split("(")[0].replace("Transpose", "-\nTranspose"), layer["shape"]
-        if shape == boxes[-1]["shape"] and not layer["parameters"]:
+        kind = layer["layer"].split("(")[0].replace("Transpose", "-\nTranspose")
+        if layer["shape"] == boxes[-1]["shape"] and not layer["parameters"]:
             boxes[-1]["label"] += f"\n{kind}"
         else:
             boxes.append({**layer, "label": kind})
@@ -84,21 +84,16 @@ def architecture(layers: list[dict], title: str) -> Figure:
     ax = fig.subplots()
     for i, box in enumerate(boxes):
         colour = ORANGE if i == code else {"input": GREY, "encoder": BLUE, "decoder": GREEN}[box["part"]]
-        channels, size = box["shape"][0], box["shape"][-1] / 28
-        if len(box["shape"]) == 3:
-            for k in reversed(range(channels)):  # the front-most map last
-                corner = np.array([i - size * 0.28, -size * 0.5]) + 0.03 * (k - (channels - 1) / 2)
-                ax.add_patch(Rectangle(corner, size * 0.56, size, fc=colour, ec="white", lw=0.6))
-        else:
-            height = 0.2 + 0.32 * np.log10(channels)
-            ax.add_patch(Rectangle((i - 0.06, -height / 2), 0.12, height, fc=colour))
-        ax.text(i, 0.86, box["label"], ha="center", va="bottom", color=colour, weight="bold" if i == code else None)
-        ax.text(i, -0.86, " × ".join(map(str, box["shape"])), ha="center", va="top")
-        ax.text(i, -1.06, f"{box['parameters']:,}" if box["parameters"] else "-", ha="center", va="top", color=GREY)
-    ax.text(-0.55, -0.86, "shape", ha="right", va="top")
-    ax.text(-0.55, -1.06, "parameters", ha="right", va="top", color=GREY)
-    ax.annotate("the code", (code, 0.32), (code, 0.62), ha="center", color=ORANGE, arrowprops={"arrowstyle": "->"})
-    ax.set(xlim=(-1.4, len(boxes) - 0.4), ylim=(-1.25, 1.35))
+        channels, *size = box["shape"]
+        much = np.log10(channels)
+        width, height = (0.2 + 0.4 * much, size[0] / 28) if size else (0.12, 0.2 + 0.28 * much)
+        ax.add_patch(Rectangle((i - width / 2, -height / 2), width, height, fc=colour))
+        ax.text(i, 0.7, box["label"], ha="center", va="bottom", color=colour, weight="bold" if i == code else None)
+        below = " × ".join(map(str, box["shape"])) + f"\n{box['parameters']:,}"
+        ax.text(i, -0.65, below, ha="center", va="top", linespacing=1.5)
+    ax.text(-0.55, -0.65, "shape\nparameters", ha="right", va="top", linespacing=1.5)
+    ax.annotate("the code", (code, 0.3), (code, 0.5), ha="center", color=ORANGE, arrowprops={"arrowstyle": "->"})
+    ax.set(xlim=(-1.4, len(boxes) - 0.4), ylim=(-1, 1.1))
     ax.axis("off")
     return fig
 
@@ -145,7 +140,9 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     fig = _figure(5.5 * len(panels), 4.8, title)
     for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         counts = np.asarray(matrix).dtype.kind != "f"
-        written = [[str(x) if counts else f"{x:.2f}"[1 - int(x) :] if x >= 0.005 else "" for x in row] for row in matrix]
+        written = [
+            [str(x) if counts else f"{x:.2f}"[1 - int(x) :] if x >= 0.005 else "" for x in row] for row in matrix
+        ]
         bar = {"shrink": 0.75, "label": "images" if counts else "share of the digit's images"}
         options = {"annot_kws": {"size": 9}, "vmin": 0, "vmax": None if counts else 1, "square": True, "cbar_kws": bar}
         sns.heatmap(matrix, annot=written, fmt="", cmap="cividis", ax=ax, **options)

@@ -44,13 +44,13 @@ class Trainer:
     """Trains the stages of one run, one after the other, and knows what a recipe need not: device, bar, checkpoint.
 
     seed: of the run, 0 to 2**32 - 1, else ValueError. epochs: of all stages together, for the bar.
-    checkpoint: the file that keeps all there is after each epoch; None to keep nothing. When it exists and has the same
-    `identity` (plain values), a stage that is finished there is restored, one that was interrupted goes on, and all
+    checkpoint: the file that keeps all there is after each epoch; None to keep nothing. If it is there and has the same
+    `identity` (plain values), a stage that is finished in it is restored, one that was interrupted goes on, and all
     ends as if there had been no interruption, bit for bit. What lies between two stages is computed again.
     watched: images whose reconstructions are kept, at SNAPSHOT_EPOCHS and in the end: `snapshots`, {epoch: Tensor}.
 
     history: a dict for each epoch so far: stage, epoch (from 1), loss (mean over its images), last_batch_loss (what the
-    post prints), images, seconds, images_per_second. seconds: what all took, interruptions left out.
+    post prints), seconds. seconds: what all took, without interruptions. continued: the epochs that were in the file.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Trainer:
         watched: Tensor | None = None,
     ):
         self.seed, self.device = checks.seed(seed), checks.device(device)
-        self.checkpoint, self.identity, self.watched, self.epochs = checkpoint, identity or {}, watched, epochs
-        self.finished, self.learning, self.snapshots = {}, None, {}  # {stage: {weights, history}}; what is in between
-        self._earlier, self._begin = 0.0, time.perf_counter()
-        if checkpoint:
-            self._restore()
-        self.continued = len(self.history) + (len(self.learning["history"]) if self.learning else 0)
+        self.checkpoint, self.watched, self.epochs = checkpoint, watched, epochs
+        # finished: {stage: {weights, history}}; learning: what changes in the stage that is at work.
+        state = {"identity": identity or {}, "finished": {}, "learning": None, "snapshots": {}, "seconds": 0.0}
+        kept = self._kept()
+        self.state = kept if kept.get("identity") == state["identity"] else state
+        self.continued, self._begin = len(self.history), time.perf_counter() - self.state["seconds"]
         shown = {} if progress else {"disable": True}  # else TQDM_DISABLE=1 in the environment decides
         form = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=epochs, initial=self.continued, mininterval=2, bar_format=form, **shown)
@@ -83,11 +83,18 @@ class Trainer:
 
     @property
     def history(self) -> list[dict]:
-        return [{"stage": stage} | row for stage, kept in self.finished.items() for row in kept["history"]]
+        learning = self.state["learning"]
+        return [row for stage in self.state["finished"].values() for row in stage["history"]] + (
+            learning["history"] if learning else []
+        )
+
+    @property
+    def snapshots(self) -> dict[int, Tensor]:
+        return self.state["snapshots"]
 
     @property
     def seconds(self) -> float:
-        return self._earlier + time.perf_counter() - self._begin
+        return time.perf_counter() - self._begin
 
     def fit(
         self,
@@ -107,9 +114,9 @@ class Trainer:
         """A model that kind() makes, trained down loss(model, batch): a step for each batch, images in a new order in
         each epoch, both drawn from `seed`, by default that of the run.
 
-        images: [N, C, 28, 28]; ValueError for none. optimizer(parameters), schedule(optimizer, steps an epoch).
+        images: [N, C, 28, 28]. optimizer(parameters), schedule(optimizer, steps an epoch).
         least_batches: 0 to see each image once in an epoch, the last batch may be smaller; else as often as makes so
-        many batches, all of one size (ValueError for less than one batch).
+        many batches, all of one size. ValueError for less than one batch of images.
         average: True to end with the exponential moving average of the weights, which is steadier than the last ones.
 
         Raises FloatingPointError, after the epoch and before it is kept, if a loss or a weight was not finite. Losses
@@ -124,26 +131,30 @@ class Trainer:
         True
         """
         seed = self.seed if seed is None else seed
-        model = born(kind, seed).to(self.device)
-        if stage in self.finished:
-            model.load_state_dict(self.finished[stage]["weights"])
+        model, finished = born(kind, seed).to(self.device), self.state["finished"]
+        if stage in finished:
+            model.load_state_dict(finished[stage]["weights"])
             return model
-        generator, images = torch.Generator().manual_seed(seed), images.to(self.device)
+        images, generator = images.to(self.device), torch.Generator().manual_seed(seed)
         order = Order(len(images), batch_size, least_batches, generator)
         parts = {"model": model.train(), "optimizer": optimizer(model.parameters())}
         if schedule:
             parts["schedule"] = schedule(parts["optimizer"], order.steps)
         if average:
             parts["average"] = deepcopy(model).eval()  # torch's AveragedModel would wait for a GPU in each step
-        rows = self._resume(parts, generator)
+        rows = []
+        if learning := self.state["learning"]:
+            for name, part in parts.items():
+                part.load_state_dict(learning[name])
+            generator.set_state(learning["generator"])
+            rows = learning["history"]
         while len(rows) < epochs:
-            rows.append(self._epoch(len(rows) + 1, order, images, loss, parts))
-            self.bar.set_postfix(stage=stage, loss=f"{rows[-1]['loss']:.4f}")
-            self._keep(parts, generator, rows)
+            row = self._epoch(len(rows) + 1, order, images, loss, parts)
+            self._keep(parts, generator, rows := [*rows, {"stage": stage} | row])
         if average:
             model.load_state_dict(parts["average"].state_dict())
         weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-        self.finished[stage], self.learning = {"weights": weights, "history": rows}, None
+        finished[stage], self.state["learning"] = {"weights": weights, "history": rows}, None
         return model
 
     def _epoch(self, epoch: int, order: "Order", images: Tensor, loss: Callable, parts: dict) -> dict:
@@ -171,44 +182,31 @@ class Trainer:
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value} in epoch {epoch}, batch {number}, with lr {rate:.3g}")
         if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-            raise FloatingPointError(
-                f"a weight is not finite after epoch {epoch}, batch {len(losses)}, with lr {rates[-1]:.3g}"
-            )
-        seconds, count = time.perf_counter() - begin, sum(map(len, indices))
-        mean = sum(value * len(index) for value, index in zip(losses, indices, strict=True)) / count
-        row = {"epoch": epoch, "loss": mean, "last_batch_loss": losses[-1], "images": count}
-        return row | {"seconds": seconds, "images_per_second": count / seconds}
-
-    def _restore(self) -> None:
-        try:
-            kept = storage.load(self.checkpoint)
-        except OSError:
-            return
-        except storage.CheckpointError as error:
-            warnings.warn(f"{error}. Training from the beginning.", stacklevel=4)
-            return
-        if kept.get("identity") == self.identity:
-            self.finished, self.learning, self.snapshots, self._earlier = (
-                kept[name] for name in ("finished", "learning", "snapshots", "seconds")
-            )
-
-    def _resume(self, parts: dict, generator: torch.Generator) -> list[dict]:
-        if not self.learning:
-            return []
-        for name, part in parts.items():
-            part.load_state_dict(self.learning[name])
-        generator.set_state(self.learning["generator"])
-        return list(self.learning["history"])
+            raise FloatingPointError(f"a weight is not finite after epoch {epoch}, with lr {rates[-1]:.3g}")
+        weighed = [value * len(index) for value, index in zip(losses, indices, strict=True)]
+        row = {"epoch": epoch, "loss": sum(weighed) / sum(map(len, indices)), "last_batch_loss": losses[-1]}
+        return row | {"seconds": time.perf_counter() - begin}
 
     def _keep(self, parts: dict, generator: torch.Generator, rows: list[dict]) -> None:
-        self.learning = {name: part.state_dict() for name, part in parts.items()}
-        self.learning |= {"generator": generator.get_state(), "history": rows}
-        epoch = len(self.history) + len(rows)
+        """Everything there is after an epoch, in `state` and in the checkpoint."""
+        self.state["learning"] = {name: part.state_dict() for name, part in parts.items()}
+        self.state["learning"] |= {"generator": generator.get_state(), "history": rows}
+        epoch = len(self.history)
         if self.watched is not None and (epoch in SNAPSHOT_EPOCHS or epoch == self.epochs):
             self.snapshots[epoch] = reconstruct(parts["model"], self.watched)
+        self.state["seconds"] = self.seconds
         if self.checkpoint:
-            kept = {name: getattr(self, name) for name in ("identity", "finished", "learning", "snapshots", "seconds")}
-            storage.save(self.checkpoint, kept)
+            storage.save(self.checkpoint, self.state)
+        self.bar.set_postfix(stage=rows[-1]["stage"], loss=f"{rows[-1]['loss']:.4f}")
+
+    def _kept(self) -> dict:
+        try:
+            return storage.load(self.checkpoint) if self.checkpoint else {}
+        except OSError:
+            return {}
+        except storage.CheckpointError as error:
+            warnings.warn(f"{error}. Training from the beginning.", stacklevel=4)
+            return {}
 
 
 class Order:
@@ -221,9 +219,9 @@ class Order:
     def __init__(self, images: int, batch_size: int, least_batches: int, generator: torch.Generator):
         if images < (batch_size if least_batches else 1):
             raise ValueError(f"{images} images are less than one batch" + f" of {batch_size}" * bool(least_batches))
-        self.images, self.batch_size, self.whole, self.generator = images, batch_size, bool(least_batches), generator
-        self.rounds = math.ceil(least_batches / (images // batch_size)) if self.whole else 1
-        self.steps = self.rounds * images // batch_size if self.whole else math.ceil(images / batch_size)
+        self.images, self.batch_size, self.generator = images, batch_size, generator
+        self.rounds = math.ceil(least_batches / (images // batch_size)) if least_batches else 1
+        self.steps = self.rounds * images // batch_size if least_batches else math.ceil(images / batch_size)
 
     def draw(self) -> tuple[Tensor, ...]:
         order = torch.cat([torch.randperm(self.images, generator=self.generator) for _ in range(self.rounds)])
@@ -234,9 +232,6 @@ class Order:
 def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
     """Move the weights of `average` towards those of `model`: about the mean of the last tenth of the steps so far, or
     of the last 200 where that is less.
-
-    >>> average, model = nn.Linear(1, 1), nn.Linear(1, 1)
-    >>> move_average(average, model, step=0)  # half the way
     """
     share = 1 / min(2 + step / 10, 200)
     for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):

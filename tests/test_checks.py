@@ -164,8 +164,8 @@ def test_images_of_another_size_colour_or_type_are_refused_by_name(images, messa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_images": BLANK[:0], "train_labels": []}, "train_images is empty"),
-        ({"test_labels": [0] * 99}, "test_labels must be one an image, 3, got 99"),
+        ({"train_images": BLANK[:0], "train_labels": []}, "train_labels must be one an image, at least one: 0 for 0"),
+        ({"test_labels": [0] * 99}, "test_labels must be one an image, at least one: 99 for 3"),
         ({"test_images": torch.zeros(3, 1, 28, 28)}, "test_images must be uint8, 0 to 255, got torch.float32"),
     ],
 )
