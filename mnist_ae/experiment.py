@@ -123,7 +123,7 @@ def load(recipe: Recipe, seed: int, digits: data.Digits, out_dir: Path, *, devic
 
 def _check_model(recipe: Recipe) -> None:
     """ValueError, in one sentence, for a model that could not be scored after its training."""
-    model, blank = train.born(recipe.model, 0), torch.zeros(2, 1, 28, 28)
+    model, blank = models.born(recipe.model, 0), torch.zeros(2, 1, 28, 28)
     lacking = [name for name in ("encoder", "decoder", "normalise") if not hasattr(model, name)]
     if lacking:
         raise ValueError(f"the model of recipe {recipe.name!r} has no {', no '.join(lacking)}")

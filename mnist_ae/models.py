@@ -1,5 +1,7 @@
 """The post's autoencoder and ours: 28x28 pixels -> 10 numbers -> 28x28 pixels."""
 
+from collections.abc import Callable
+
 import torch
 import torchinfo
 from torch import Tensor, nn
@@ -9,6 +11,17 @@ from mnist_ae import augment, checks
 
 # Mean and standard deviation of MNIST's training pixels in [0, 1], as the post normalises them.
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
+
+
+def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A new model with the first weights of `seed`; the caller's random numbers are left alone.
+
+    >>> born(lambda: torch.rand(1), 0) == born(lambda: torch.rand(1), 0)
+    tensor([True])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind()
 
 
 class PostAutoencoder(nn.Module):

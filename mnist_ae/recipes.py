@@ -28,7 +28,7 @@ from torch.optim.swa_utils import update_bn
 
 from mnist_ae import augment, checks, losses, models
 from mnist_ae.pseudo_labels import aggregate, agree, nearest_neighbours
-from mnist_ae.train import ENCODE_BATCH, Batch, Trainer, born, in_batches
+from mnist_ae.train import ENCODE_BATCH, Batch, Trainer, in_batches
 
 BATCH = 128  # of the label-free recipe
 LEAST_BATCHES = 400  # in an epoch of it; MNIST has 468, the bundled digits would have 11
@@ -217,7 +217,7 @@ def with_inputs(kind, images: Tensor) -> Tensor:
     torch.Size([3, 3, 28, 28])
     """
     images = checks.as_images(images)
-    inputs = in_batches(born(kind, 0), lambda x: (255 * x).round().to(torch.uint8), images)
+    inputs = in_batches(models.born(kind, 0), lambda x: (255 * x).round().to(torch.uint8), images)
     return torch.cat([images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8), inputs], dim=1)
 
 

@@ -13,21 +13,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mnist_ae import augment, checks, storage
+from mnist_ae import augment, checks, models, storage
 
 ENCODE_BATCH = 500  # images at a time: enough to keep the cores busy; with more, the memory costs time
 SNAPSHOT_EPOCHS = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000}  # and the last
-
-
-def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A new model with the first weights of `seed`; the caller's random numbers are left alone.
-
-    >>> born(lambda: torch.rand(1), 0) == born(lambda: torch.rand(1), 0)
-    tensor([True])
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return kind()
 
 
 @dataclass
@@ -70,7 +59,8 @@ class Trainer:
         state = {"identity": identity or {}, "finished": {}, "learning": None, "snapshots": {}, "seconds": 0.0}
         kept = self._kept()
         self.state = kept if kept.get("identity") == state["identity"] else state
-        self.continued, self._begin = len(self.history), time.perf_counter() - self.state["seconds"]
+        self.snapshots, self.continued = self.state["snapshots"], len(self.history)
+        self._begin = time.perf_counter() - self.state["seconds"]
         shown = {} if progress else {"disable": True}  # else TQDM_DISABLE=1 in the environment decides
         form = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=epochs, initial=self.continued, mininterval=2, bar_format=form, **shown)
@@ -83,14 +73,8 @@ class Trainer:
 
     @property
     def history(self) -> list[dict]:
-        learning = self.state["learning"]
-        return [row for stage in self.state["finished"].values() for row in stage["history"]] + (
-            learning["history"] if learning else []
-        )
-
-    @property
-    def snapshots(self) -> dict[int, Tensor]:
-        return self.state["snapshots"]
+        stages = [*self.state["finished"].values(), self.state["learning"] or {"history": []}]
+        return [row for stage in stages for row in stage["history"]]
 
     @property
     def seconds(self) -> float:
@@ -121,35 +105,22 @@ class Trainer:
 
         Raises FloatingPointError, after the epoch and before it is kept, if a loss or a weight was not finite. Losses
         are looked at once an epoch, since to look is to wait for a GPU.
-
-        >>> images, sgd = torch.ones(8, 1, 1, 1), lambda weights: torch.optim.SGD(weights, lr=0.1)
-        >>> def loss(model, batch):
-        ...     return (model(batch.images) - 3).square().mean()
-        >>> with Trainer(progress=False) as trainer:
-        ...     model = trainer.fit("line", lambda: nn.Linear(1, 1), images, loss, sgd, epochs=40)
-        >>> trainer.history[-1]["loss"] < 1e-6
-        True
         """
         seed = self.seed if seed is None else seed
-        model, finished = born(kind, seed).to(self.device), self.state["finished"]
+        model, finished = models.born(kind, seed).to(self.device), self.state["finished"]
         if stage in finished:
             model.load_state_dict(finished[stage]["weights"])
             return model
         images, generator = images.to(self.device), torch.Generator().manual_seed(seed)
-        order = Order(len(images), batch_size, least_batches, generator)
+        steps, draw = batches(len(images), batch_size, least_batches, generator)
         parts = {"model": model.train(), "optimizer": optimizer(model.parameters())}
         if schedule:
-            parts["schedule"] = schedule(parts["optimizer"], order.steps)
+            parts["schedule"] = schedule(parts["optimizer"], steps)
         if average:
             parts["average"] = deepcopy(model).eval()  # torch's AveragedModel would wait for a GPU in each step
-        rows = []
-        if learning := self.state["learning"]:
-            for name, part in parts.items():
-                part.load_state_dict(learning[name])
-            generator.set_state(learning["generator"])
-            rows = learning["history"]
+        rows = self._resume(parts, generator)
         while len(rows) < epochs:
-            row = self._epoch(len(rows) + 1, order, images, loss, parts)
+            row = self._epoch(len(rows) + 1, draw(), generator, images, loss, parts)
             self._keep(parts, generator, rows := [*rows, {"stage": stage} | row])
         if average:
             model.load_state_dict(parts["average"].state_dict())
@@ -157,16 +128,27 @@ class Trainer:
         finished[stage], self.state["learning"] = {"weights": weights, "history": rows}, None
         return model
 
-    def _epoch(self, epoch: int, order: "Order", images: Tensor, loss: Callable, parts: dict) -> dict:
-        begin, indices = time.perf_counter(), order.draw()
+    def _resume(self, parts: dict, generator: torch.Generator) -> list[dict]:
+        learning = self.state["learning"]
+        if not learning:
+            return []
+        for name, part in parts.items():
+            part.load_state_dict(learning[name])
+        generator.set_state(learning["generator"])
+        return learning["history"]
+
+    def _epoch(
+        self, epoch: int, indices: tuple[Tensor, ...], generator: torch.Generator, images: Tensor, loss, parts: dict
+    ) -> dict:
+        begin = time.perf_counter()
         model, optimizer, schedule, average = map(parts.get, ("model", "optimizer", "schedule", "average"))
         # Copied into one tensor: to keep each loss itself would leave the heap in pieces, 350 kB a step.
         losses, rates = torch.empty(len(indices), device=self.device), []
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
-            torch.manual_seed(order.generator.initial_seed() + 1_000_003 * epoch)  # for dropout and the like
+            torch.manual_seed(generator.initial_seed() + 1_000_003 * epoch)  # for dropout and the like
             for number, index in enumerate(indices):
                 chosen = images[augment.to_device(index, self.device)]
-                value = loss(model, Batch(chosen, index, epoch, order.generator))
+                value = loss(model, Batch(chosen, index, epoch, generator))
                 losses[number] = value.detach()
                 rates.append(optimizer.param_groups[0]["lr"])
                 optimizer.zero_grad()
@@ -209,23 +191,24 @@ class Trainer:
             return {}
 
 
-class Order:
-    """Which images make the batches of an epoch; see `Trainer.fit`. steps: how many there are.
+def batches(
+    images: int, batch_size: int, least_batches: int, generator: torch.Generator
+) -> tuple[int, Callable[[], tuple[Tensor, ...]]]:
+    """How many batches an epoch has, and the function that draws their indices; see `Trainer.fit`.
 
-    >>> Order(60_000, 128, 400, torch.Generator()).steps, Order(1_437, 128, 400, torch.Generator()).steps
+    >>> batches(60_000, 128, 400, torch.Generator())[0], batches(1_437, 128, 400, torch.Generator())[0]
     (468, 415)
     """
+    if images < (batch_size if least_batches else 1):
+        raise ValueError(f"{images} images are less than one batch" + f" of {batch_size}" * bool(least_batches))
+    rounds = math.ceil(least_batches / (images // batch_size)) if least_batches else 1
+    steps = rounds * images // batch_size if least_batches else math.ceil(images / batch_size)
 
-    def __init__(self, images: int, batch_size: int, least_batches: int, generator: torch.Generator):
-        if images < (batch_size if least_batches else 1):
-            raise ValueError(f"{images} images are less than one batch" + f" of {batch_size}" * bool(least_batches))
-        self.images, self.batch_size, self.generator = images, batch_size, generator
-        self.rounds = math.ceil(least_batches / (images // batch_size)) if least_batches else 1
-        self.steps = self.rounds * images // batch_size if least_batches else math.ceil(images / batch_size)
+    def draw() -> tuple[Tensor, ...]:
+        order = torch.cat([torch.randperm(images, generator=generator) for _ in range(rounds)])
+        return order[: steps * batch_size].split(batch_size)
 
-    def draw(self) -> tuple[Tensor, ...]:
-        order = torch.cat([torch.randperm(self.images, generator=self.generator) for _ in range(self.rounds)])
-        return order[: self.steps * self.batch_size].split(self.batch_size)
+    return steps, draw
 
 
 @torch.no_grad()
@@ -255,7 +238,6 @@ def in_batches(model: nn.Module, network: Callable[[Tensor], Tensor], images: Te
 def encode(model: nn.Module, images: ArrayLike) -> Tensor:
     """The codes of images, as for `checks.as_images`: float32 [N, 10], on the CPU.
 
-    >>> from mnist_ae import models
     >>> encode(models.PostAutoencoder(), torch.zeros(3, 28, 28)).shape
     torch.Size([3, 10])
     """

@@ -78,7 +78,7 @@ def plain_loop(dataset: torch.utils.data.Dataset, order: Tensor, workers: int) -
 
     The clock starts at the first batch, so that workers have started.
     """
-    ours = train.born(models.PostAutoencoder, 0)
+    ours = models.born(models.PostAutoencoder, 0)
     model = nn.Sequential(*ours.encoder, *ours.decoder).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
     subset = torch.utils.data.Subset(dataset, order.tolist())
@@ -193,7 +193,7 @@ def shares(images: Tensor) -> Iterator[dict]:
 
 
 def evaluation(digits: data.Digits, repeats: int = REPEATS) -> Iterator[dict]:
-    model = train.born(models.PostAutoencoder, 0)
+    model = models.born(models.PostAutoencoder, 0)
 
     def work() -> None:
         matrix = confusion.confusion_matrix(digits.test_labels, train.encode(model, digits.test_images))

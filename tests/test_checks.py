@@ -92,7 +92,7 @@ def test_a_matrix_that_holds_no_counts_and_a_mapping_of_another_length_are_refus
 
 @pytest.fixture(scope="module")
 def model():
-    return train.born(models.TenNeurons, 0)
+    return models.born(models.TenNeurons, 0)
 
 
 def readonly(array):

@@ -18,7 +18,7 @@ NAMES = [f"neuron {k}" for k in range(10)]
 
 @pytest.fixture(scope="module")
 def model():
-    return train.born(models.TenNeurons, 0).eval()
+    return models.born(models.TenNeurons, 0).eval()
 
 
 def parts(widget, kind):
@@ -150,7 +150,7 @@ def test_a_walk_begins_and_ends_at_the_codes_of_the_two_images(model, digits):
 
 
 def test_each_answers_within_a_tenth_of_a_second(digits):
-    model = train.born(models.TenNeurons, 0).eval()
+    model = models.born(models.TenNeurons, 0).eval()
     images, labels = digits.test_images.repeat(30, 1, 1, 1)[:10_000], digits.test_labels.repeat(30)[:10_000]
     digits = replace(digits, test_images=images, test_labels=labels)  # as many as MNIST has
     sliders, images = explore.sliders(model, NAMES), explore.images(model, digits, NAMES)

@@ -144,7 +144,7 @@ def read_by_the_encoder(batch, *, bands=None):
 def test_the_objective_is_what_it_says(batch, epoch, bands):
     """Computed again by SciPy, from the codes of the image and of the same view, with bands from the second epoch."""
     network = Network(heads=3)
-    model = train.born(network.model, 0)
+    model = models.born(network.model, 0)
     x, view = read_by_the_encoder(batch()), read_by_the_encoder(batch(), bands=bands)
     with torch.no_grad():
         both = model.encoder[:-1](torch.cat([x, view])).double().numpy().reshape(2, 32, 3, 10)
@@ -159,7 +159,7 @@ def test_the_objective_is_what_it_says(batch, epoch, bands):
 
 def test_pseudo_labels_are_learned_in_the_first_epochs_from_views_with_bands(batch):
     network, answers = replace(TEACHER, taught=2), one_hot(torch.arange(32) % 10) * 0.9 + 0.01
-    model = train.born(network.model, 0)
+    model = models.born(network.model, 0)
     with torch.no_grad():
         logits = model.encoder[:-1](read_by_the_encoder(batch(), bands=True))
         expected = F.cross_entropy(logits, answers).item()
@@ -169,7 +169,7 @@ def test_pseudo_labels_are_learned_in_the_first_epochs_from_views_with_bands(bat
 
 
 def test_the_reconstruction_is_of_the_image_as_it_came_and_from_ten_numbers(batch):
-    model, answers = train.born(STUDENT.model, 0), one_hot(torch.arange(32) % 10)
+    model, answers = models.born(STUDENT.model, 0), one_hot(torch.arange(32) % 10)
     full, without = (replace(STUDENT, reconstruction=weight).loss(answers, model, batch()).item() for weight in (9, 0))
     with torch.no_grad():
         codes = model.encoder[:-1](read_by_the_encoder(batch(), bands=True)).softmax(dim=1)
@@ -187,7 +187,7 @@ def test_what_an_encoder_reads_is_computed_once_beside_the_image(digits):
 
 
 def test_the_head_with_the_largest_mutual_information_is_the_code(digits):
-    model = train.born(lambda: models.TenNeurons(heads=4), 0).eval()
+    model = models.born(lambda: models.TenNeurons(heads=4), 0).eval()
     inputs = recipes.with_inputs(models.TenNeurons, digits.train_images[:200])
     with torch.no_grad():
         model.encoder[-3].weight[20:30] *= 30  # the third one's codes are surer than the others'
@@ -222,7 +222,7 @@ def test_every_rung_of_one_network_trains(rung, digits, monkeypatch):
     monkeypatch.setattr(recipes, "LEAST_BATCHES", 1)
     model, history = trained(rung, digits.train_images[:256])
     assert np.isfinite(history[-1]["loss"])
-    pairs = zip(model.decoder.parameters(), train.born(rung.model, 0).decoder.parameters(), strict=True)
+    pairs = zip(model.decoder.parameters(), models.born(rung.model, 0).decoder.parameters(), strict=True)
     changed = [not torch.equal(a, b) for a, b in pairs]
     assert all(changed) == any(changed) == bool(rung.reconstruction), "a decoder learns where there is a reconstruction"
 

@@ -28,7 +28,7 @@ def flat(model):
 @pytest.mark.parametrize(("count", "size", "epochs"), [(150, 64, 2), (5, 1, 1), (5, 64, 1), (1, 64, 1)])
 def test_the_loop_is_the_posts_sgd(digits, count, size, epochs):
     """Ours against the plain loop: torch's documented SGD, the plain forward pass, the same order of images."""
-    images, plain = digits.train_images[:count], train.born(models.PostAutoencoder, 3)
+    images, plain = digits.train_images[:count], models.born(models.PostAutoencoder, 3)
     ours, history = post(images, 3, epochs=epochs, batch_size=size)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.5)
     order, rows = torch.Generator().manual_seed(3), []
