@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     post = replace(recipes.POST, epochs=options.epochs)
     table, chosen = TABLES[options.recipe], [post if options.recipe == "post" else recipes.TEN_DIGITS]
     if options.task == "ladder":
-        table, chosen = "ladder", [rung.recipe for rung in RUNGS[-2::-1]]  # the longest first; the top is a sweep's
+        table, chosen = "ladder", list(RUNGS.values())[-2::-1]  # the longest first; the top is a sweep's
     try:
         rows = sweep(chosen, seeds, dataset=digits.name, table=table, device=options.device)
     except (OSError, ModuleNotFoundError, BrokenExecutor) as error:  # no scheduler, no extra, a full disk or memory

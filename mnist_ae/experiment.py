@@ -123,18 +123,16 @@ def load(recipe: Recipe, seed: int, digits: data.Digits, out_dir: Path, *, devic
 
 def _check_model(recipe: Recipe) -> None:
     """ValueError, in one sentence, for a model that could not be scored after its training."""
-    model, blank = models.born(recipe.model, 0), torch.zeros(2, 1, 28, 28)
-    lacking = [name for name in ("encoder", "decoder", "normalise") if not hasattr(model, name)]
-    if lacking:
-        raise ValueError(f"the model of recipe {recipe.name!r} has no {', no '.join(lacking)}")
+    blank = torch.zeros(2, 1, 28, 28)
     try:
+        model = models.born(recipe.model, 0)
         codes = train.encode(model, blank)
         if codes.shape != (2, 10):
             raise ValueError(f"codes of 2 images must be [2, 10], not {list(codes.shape)}")
         drawn = train.decode(model, codes)
         if drawn.shape != blank.shape:
             raise ValueError(f"2 decoded codes must be [2, 1, 28, 28], not {list(drawn.shape)}")
-    except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # layers that do not fit, a tuple for a code
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # layers that do not fit, no encoder at all
         raise ValueError(f"the model of recipe {recipe.name!r} cannot be scored: {error}") from error
 
 

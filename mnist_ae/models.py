@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-import torchinfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -189,22 +188,3 @@ def log_codes(model: nn.Module, x: Tensor) -> Tensor:
     True
     """
     return model.encoder[:-1](x).unflatten(1, (-1, 10)).log_softmax(2).transpose(0, 1)
-
-
-def layer_table(model: nn.Module) -> list[dict]:
-    """One dict for each layer that an image passes through: part, layer, shape (without N), parameters.
-
-    >>> layer_table(PostAutoencoder())[1]
-    {'part': 'encoder', 'layer': 'ReLU()', 'shape': (4, 24, 24), 'parameters': 0}
-    """
-    layers = torchinfo.summary(model, (1, 1, 28, 28), verbose=0).summary_list
-    return [
-        {
-            "part": layer.parent_info.var_name,
-            "layer": str(layer.module),
-            "shape": tuple(layer.output_size[1:]),
-            "parameters": layer.num_params,
-        }
-        for layer in layers
-        if layer.depth == 2
-    ]

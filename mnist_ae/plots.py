@@ -12,12 +12,14 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torchinfo
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
+from torch import nn
 
 from mnist_ae import storage
 
@@ -67,18 +69,19 @@ def _horizontals(ax: Axes, levels: dict[str, float]) -> None:
         ax.text(1.01, level, name, va="center", color=GREY, transform=ax.get_yaxis_transform())
 
 
-def architecture(layers: list[dict], title: str) -> Figure:
-    """The model drawn from `models.layer_table`: maps as high as they are, and the wider the more; a bar for a vector.
+def architecture(model: nn.Module, title: str) -> Figure:
+    """The layers that an image passes through: maps as high as they are, and the wider the more; a bar for a vector.
 
     Layers that change no shape and hold no parameters are named with the layer before them.
     """
     boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
-    for layer in layers:
-        kind = layer["layer"].split("(")[0].replace("Transpose", "-\nTranspose")
-        if layer["shape"] == boxes[-1]["shape"] and not layer["parameters"]:
-            boxes[-1]["label"] += f"\n{kind}"
-        else:
-            boxes.append({**layer, "label": kind})
+    for layer in torchinfo.summary(model, (1, 1, 28, 28), verbose=0).summary_list:
+        name, shape = layer.class_name.replace("Transpose", "-\nTranspose"), tuple(layer.output_size[1:])
+        if layer.depth == 2 and shape == boxes[-1]["shape"] and not layer.num_params:
+            boxes[-1]["label"] += f"\n{name}"
+        elif layer.depth == 2:
+            part = layer.parent_info.var_name
+            boxes.append({"label": name, "shape": shape, "parameters": layer.num_params, "part": part})
     code = next(i for i, box in enumerate(boxes) if box["part"] == "decoder") - 1
     fig = _figure(12, 4.2, title)
     ax = fig.subplots()

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +98,7 @@ def workers() -> Iterator[Executor]:
     """As many processes as this machine has cores; or, with DASK_SCHEDULER=tcp://HOST:PORT, that cluster's workers.
 
     Processes are spawned, not forked: a fork of a process that has threads may hang. They end at once when the block is
-    left by an exception, or this process is killed. Raises ModuleNotFoundError without the extra `cluster`, OSError
+    left by an exception. Raises ModuleNotFoundError without the extra `cluster`, OSError
     where no scheduler answers.
     """
     if address := os.environ.get("DASK_SCHEDULER"):
@@ -108,26 +107,15 @@ def workers() -> Iterator[Executor]:
         with Client(address, timeout=SCHEDULER_TIMEOUT) as client:
             yield client.get_executor()
         return
-    context = get_context("spawn")
-    line, alive = context.Pipe(duplex=False)  # nothing is sent: it ends when `alive` is closed, or with this process
-    with line, alive, ProcessPoolExecutor(os.cpu_count(), context, initializer=_end_with, initargs=(line,)) as pool:
+    # Ctrl-C reaches all processes of a terminal: the parent decides.
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), **ignore) as pool:
         try:
             yield pool
         except BaseException:
-            alive.close()
+            for process in active_children():
+                process.kill()
             raise
-
-
-def _end_with(line: Connection) -> None:
-    """Of a worker: end when the line to the parent does, else it would train on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent decides
-    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which would outlive a process that ends like this
-
-    def wait() -> None:
-        line.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 _ONE_RUN = threading.Lock()  # of a process: torch's random numbers and threads are the process's

@@ -190,7 +190,7 @@ class Unfit(Own):
         (Unfit(), "recipe 'own' cannot be scored: .*mat1 and mat2 shapes cannot be multiplied"),
         (Own(width=32), r"not \[2, 32\]"),
         (Own(side=32), r"2 decoded codes must be \[2, 1, 28, 28\], not \[2, 1, 32, 32\]"),
-        (Plain(), "the model of recipe 'own' has no encoder, no decoder, no normalise"),
+        (Plain(), "recipe 'own' cannot be scored: 'Linear' object has no attribute 'encoder'"),
     ],
 )
 def test_a_model_that_could_not_be_scored_is_refused_before_the_first_step(recipe, message, digits, tmp_path):

@@ -16,7 +16,6 @@ def figures():
 def draw_all():
     """One figure of each kind, from made-up numbers."""
     rng = np.random.default_rng(0)
-    layers = models.layer_table(models.PostAutoencoder())
     history = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 0.8], "last_batch_loss": [0.9, 0.85]})
     codes = rng.dirichlet(np.ones(10), 100)
     images = rng.random((10, 28, 28))
@@ -31,7 +30,7 @@ def draw_all():
         }
     )
     return {
-        "architecture": plots.architecture(layers, "title"),
+        "architecture": plots.architecture(models.PostAutoencoder(), "title"),
         "losses": plots.losses(history, [0.9, 0.8], {"a level": 0.7}, "title"),
         "image_rows": plots.image_rows({"a": images, "b": images[:, None]}, "title", [str(k) for k in range(10)]),
         "matrices": plots.matrices(

@@ -217,7 +217,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_runs(make, messag
         make()
 
 
-@pytest.mark.parametrize("rung", [rung.recipe for rung in ladder.RUNGS if isinstance(rung.recipe, Network)])
+@pytest.mark.parametrize("rung", [rung for rung in ladder.RUNGS.values() if isinstance(rung, Network)])
 def test_every_rung_of_one_network_trains(rung, digits, monkeypatch):
     monkeypatch.setattr(recipes, "LEAST_BATCHES", 1)
     model, history = trained(rung, digits.train_images[:256])
