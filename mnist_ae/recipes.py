@@ -31,7 +31,7 @@ from mnist_ae.pseudo_labels import aggregate, agree, nearest_neighbours
 from mnist_ae.train import ENCODE_BATCH, Batch, Trainer, in_batches
 
 BATCH = 128  # of the label-free recipe
-LEAST_BATCHES = 400  # in an epoch of it; MNIST has 468, the bundled digits would have 11
+LEAST_BATCHES = 100  # in an epoch of it; MNIST has 468, the bundled digits would have 11
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,8 @@ def batches(
 ) -> tuple[int, Callable[[], tuple[Tensor, ...]]]:
     """How many batches an epoch has, and the function that draws their indices; see `Trainer.fit`.
 
-    >>> batches(60_000, 128, 400, torch.Generator())[0], batches(1_437, 128, 400, torch.Generator())[0]
-    (468, 415)
+    >>> batches(60_000, 128, 100, torch.Generator())[0], batches(1_437, 128, 100, torch.Generator())[0]
+    (468, 112)
     """
     if images < (batch_size if least_batches else 1):
         raise ValueError(f"{images} images are less than one batch" + f" of {batch_size}" * bool(least_batches))
