@@ -238,7 +238,7 @@ def minimise(
 
 
 BATCH = 128
-LEAST_BATCHES = 400  # in an epoch; MNIST has 468, the bundled digits would have 11
+LEAST_BATCHES = 100  # in an epoch; MNIST has 468, the bundled digits would have 11
 
 
 def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -257,7 +257,7 @@ def passes(images: int) -> int:
     LEAST_BATCHES. Raises ValueError for less than a batch of images.
 
     >>> passes(60_000), passes(1_437)
-    (1, 37)
+    (1, 10)
     """
     if images < BATCH:
         raise ValueError(f"{images} images are less than one batch of {BATCH}")
@@ -363,7 +363,7 @@ def learn(
     >>> with progress_bar(1, shown=False) as bar:
     ...     [row] = learn(model, images, lambda b: model(b.images).mean(), epochs=1, warm_up=0.5, seed=0, bar=bar)
     >>> row["images"] // BATCH  # so few images are seen again and again
-    400
+    100
     """
     place, rounds = pick_device(device), passes(len(images))
     steps = len(images) * rounds // BATCH
