@@ -2,19 +2,17 @@
 
 import json
 import os
-import pickle
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, as_completed
 from contextlib import contextmanager, nullcontext
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from mnist_ae import checks, confusion, data, experiment, storage
@@ -39,7 +37,7 @@ def sweep(
     by its name and keeps its runs where `storage.runs_folder` is there: what it finds finished it does not run again.
     Rows go to `figures/TABLE.csv` here as they finish, in place of earlier ones of the same recipe, epochs and seed.
     What a run raises is raised here, an interrupt too: no other run begins, and those of `workers` end at once; their
-    checkpoints stay. ValueError for a recipe that only this notebook knows, where the workers are processes.
+    checkpoints stay.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from mnist_ae.recipes import Post
@@ -49,8 +47,6 @@ def sweep(
     [['brief', 0, 1], ['brief', 1, 1]]
     """
     recipes, seeds = list(recipes), [checks.seed(seed) for seed in seeds]
-    for recipe in recipes if executor is None and not os.environ.get("DASK_SCHEDULER") else []:
-        _check_importable(recipe)
     dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
     rows = read_table(table, dataset)
     with nullcontext(executor) if executor else workers() as pool:
@@ -61,10 +57,7 @@ def sweep(
                 rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY)
                 storage.write(_path(table, dataset), rows.to_csv(index=False, float_format="%.6g").encode())
         except BrokenExecutor as error:
-            raise BrokenExecutor(
-                "a worker process ended: killed, out of memory, or the script that calls sweep does so at each import "
-                'and not under `if __name__ == "__main__":`'
-            ) from error
+            raise BrokenExecutor("a worker process ended: killed, or out of memory") from error
         finally:
             for job in running:
                 job.cancel()
@@ -81,25 +74,13 @@ def _path(table: str, dataset: str) -> Path:
     return storage.figures_folder(dataset) / f"{table}.csv"
 
 
-def _check_importable(recipe: Recipe) -> None:
-    """ValueError, in one sentence, where a new process cannot import the recipe's classes, as those of a notebook."""
-    main = getattr(sys.modules["__main__"], "__file__", None)  # None in a notebook, no file where Python reads a pipe
-    try:
-        pickled = pickle.dumps(recipe)
-        found = Path(main).is_file() if main else b"__main__" not in pickled
-    except (pickle.PicklingError, AttributeError, TypeError):  # a class within a function, or a lambda in a field
-        found = False
-    if not found:
-        raise ValueError(f"recipe {recipe.name!r}: worker processes cannot import it from here: put it into a module")
-
-
 @contextmanager
 def workers() -> Iterator[Executor]:
     """As many processes as this machine has cores; or, with DASK_SCHEDULER=tcp://HOST:PORT, that cluster's workers.
 
-    Processes are spawned, not forked: a fork of a process that has threads may hang. They end at once when the block is
-    left by an exception. Raises ModuleNotFoundError without the extra `cluster`, OSError
-    where no scheduler answers.
+    Processes are spawned, not forked: a fork of a process that has threads may hang. They know recipes that a notebook
+    defines, and end at once when the block is left by an exception. Raises ModuleNotFoundError without the extra
+    `cluster`, OSError where no scheduler answers.
     """
     if address := os.environ.get("DASK_SCHEDULER"):
         from distributed import Client
@@ -108,14 +89,13 @@ def workers() -> Iterator[Executor]:
             yield client.get_executor()
         return
     # Ctrl-C reaches all processes of a terminal: the parent decides.
-    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), **ignore) as pool:
-        try:
-            yield pool
-        except BaseException:
-            for process in active_children():
-                process.kill()
-            raise
+    pool = ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    stopped = True
+    try:
+        yield pool
+        stopped = False
+    finally:
+        pool.shutdown(kill_workers=stopped)
 
 
 _ONE_RUN = threading.Lock()  # of a process: torch's random numbers and threads are the process's
