@@ -178,13 +178,13 @@ def before_after(sides: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> F
 def code_map(points: ArrayLike, labels: ArrayLike, images: ArrayLike, title: str) -> Figure:
     """Images at their points [N, 2] in a plane, as many as there is room for, in the colours of their labels [N]."""
     fig, cells = _figure(8, 7.2, title), 34  # in each direction; the image nearest to the middle of a cell is shown
-    points, images = np.asarray(points), np.asarray(images) / np.max(images)
+    points, images = np.asarray(points), np.asarray(images)
     place = (points - points.min(axis=0)) / np.ptp(points, axis=0) * (cells - 1)
     paper = np.ones((cells * 28, cells * 28, 3))
     for i in np.argsort(-((place - place.round()) ** 2).sum(axis=1), kind="stable"):  # the nearest is drawn last
         column, row = 28 * place[i].round().astype(int)
         colour = np.array(to_rgb(DIGITS[labels[i]]))
-        paper[row : row + 28, column : column + 28] = colour * (1 - images[i][::-1, :, None])
+        paper[row : row + 28, column : column + 28] = colour * (1 - images[i][::-1, :, None] / images.max())
     ax = fig.subplots()
     ax.imshow(paper, origin="lower", interpolation="antialiased")
     _bare(ax)

@@ -24,17 +24,22 @@ def main(arguments: list[str]) -> int:
     3
     """
     told: list[int] = []
+    family: set[psutil.Process] = set()
+
+    def tell(number: int, _: object) -> None:
+        told.append(number)
+        family.update(psutil.Process().children(recursive=True))  # now: what the task leaves has another parent
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, lambda number, _: told.append(number))
+            signal.signal(number, tell)
     parent, task = os.getppid(), psutil.Popen([sys.executable, *arguments])
     while task.poll() is None and not told:
         time.sleep(0.05)
         if os.getppid() != parent:
-            told.append(signal.SIGHUP)
+            tell(signal.SIGHUP, None)
     if not told:
         return task.returncode if task.returncode >= 0 else 128 - task.returncode
-    family = psutil.Process().children(recursive=True)
     if told[0] != signal.SIGINT:  # a terminal's Ctrl-C has reached it already
         with suppress(psutil.NoSuchProcess):
             task.send_signal(signal.SIGINT)

@@ -131,7 +131,7 @@ def cluster(tmp_path):
 
 def test_a_cluster_that_loses_a_worker_gives_every_result(cluster, tmp_path, monkeypatch):
     address, (first, second) = cluster
-    recipe, seeds, runs = replace(RECIPE, epochs=100), range(4), tmp_path / "out" / "runs" / "sweep"
+    recipe, seeds, runs = replace(RECIPE, epochs=20), range(4), tmp_path / "out" / "runs" / "sweep"
     monkeypatch.setenv("DASK_SCHEDULER", address)
 
     def kill_one_half_way():
