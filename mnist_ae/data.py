@@ -93,7 +93,7 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
         by default $MNIST_AE_DATA (a relative path counts from the repository, since notebooks run in a subfolder),
         else `data/` in the repository. Other spellings of these names are read, too: see `_places`.
 
-    A file that is missing or damaged is downloaded, gzipped, to NAME/raw/FILE.gz; what is damaged elsewhere stays there.
+    A file that is missing or damaged is downloaded, gzipped, to NAME/raw/FILE.gz; one elsewhere stays.
 
     Raises ValueError for an unknown name; DataUnavailable where the files are neither on disk nor downloadable; and
     DataError, never a fallback, for a file that is damaged or missing and cannot be downloaded again, and for data of
