@@ -164,6 +164,7 @@ class Watch(tqdm):
 
 
 @cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cuda_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     monkeypatch.setattr(train, "progress_bar", lambda images, shown: Watch(total=images, file=io.StringIO()))
     train.fit(fresh_model(), digits.train_images[:300], epochs=1, device="cuda")
