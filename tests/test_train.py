@@ -178,6 +178,7 @@ class Watch(tqdm):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cuda_trains_as_the_cpu_does_and_is_not_waited_for_within_an_epoch(digits, monkeypatch):
     monkeypatch.setattr(recipes, "LEAST_BATCHES", 10)
     images, labels, losses = digits.train_images[:300], torch.rand(300, 10).softmax(dim=1), {}
