@@ -521,5 +521,6 @@ def test_the_ratios_of_the_readme_are_those_of_the_benchmark():
     assert len(quoted) >= 6
     for ratio, section, what in quoted:
         assert ratio == f"{bench.loc[(section, what), 'ratio']:.2f}", what
-    assert bench.groupby("section")["machine"].nunique().eq(1).all()
+    recipe = bench.index.isin(["recipe", "parts of a step"], level="section")  # README: of another machine, may be
+    assert bench.loc[~recipe, "machine"].nunique() == bench.loc[recipe, "machine"].nunique() == 1
     assert bench["ratio"].gt(0).all()
