@@ -77,10 +77,8 @@ class Digits:
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of all four tensors, as 64 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(tensor.contiguous().numpy())
-        return digest.hexdigest()
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return hashlib.sha256(b"".join(tensor.contiguous().numpy() for tensor in tensors)).hexdigest()
 
 
 def load(name: str = "auto", root: str | Path | None = None) -> Digits:
@@ -212,10 +210,8 @@ def _read(folder: Path, file: str, shape: tuple[int | None, ...], sha256: str | 
 
 
 def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> np.ndarray:
-    """One IDX file (http://yann.lecun.com/exdb/mnist), gzipped or not, as uint8 of that shape; DataError names path and
-    fault.
-
-    A shape that begins with None takes as many images or labels as the file announces.
+    """One IDX file (http://yann.lecun.com/exdb/mnist), gzipped or not, as uint8 of that shape, of which None is what the
+    file announces; DataError names path and fault.
     """
     try:
         content = path.read_bytes()
@@ -228,9 +224,7 @@ def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> 
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 | len(shape), *shape)
     size = len(header) + int(np.prod(shape))
     fault = None
-    if not content:
-        fault = "is empty"
-    elif len(content) > 4 and content[:2] == b"\0\0" and content[2] in KINDS and content[2:4] != header[2:4]:
+    if len(content) > 4 and content[:2] == b"\0\0" and content[2] in KINDS and content[2:4] != header[2:4]:
         fault = f"holds {KINDS[content[2]]} in {content[3]} dimensions, not {KINDS[8]} in {len(shape)}"
     elif content[:4] != header[:4]:
         fault = f"does not start as such a file does: {content[:4]!r} instead of {header[:4]!r}"

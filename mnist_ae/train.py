@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Batch:
     generator: torch.Generator  # on the CPU, for what a loss draws
 
 
-class Trainer:
+class Trainer(AbstractContextManager):
     """Trains the stages of one run, one after the other, and knows what a recipe need not: device, bar, checkpoint.
 
     seed: of the run, 0 to 2**32 - 1, else ValueError. epochs: of all stages together, for the bar.
@@ -65,16 +66,13 @@ class Trainer:
         form = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=epochs, initial=self.continued, mininterval=2, bar_format=form, **shown)
 
-    def __enter__(self) -> "Trainer":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     @property
     def history(self) -> list[dict]:
-        stages = [*self.state["finished"].values(), self.state["learning"] or {"history": []}]
-        return [row for stage in stages for row in stage["history"]]
+        stages = [*self.state["finished"].values(), self.state["learning"]]
+        return [row for stage in stages if stage for row in stage["history"]]
 
     @property
     def seconds(self) -> float:

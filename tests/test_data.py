@@ -86,7 +86,7 @@ def typed(kind, dimensions):
 @pytest.mark.parametrize(
     ("fault", "damage"),
     [
-        ("cannot be used: it is empty", lambda content: b""),
+        ("it does not start as such a file does: b''", lambda content: b""),
         ("cannot be used: it has 9,423 bytes instead of 9,424", lambda content: content[:-1]),
         ("cannot be used: it has 9,425 bytes instead of 9,424", lambda content: content + b"\0"),
         (r"it announces shape \(.*, 0, 0\), not \(12, 28, 28\)", lambda content: content[:7]),
