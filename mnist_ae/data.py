@@ -210,7 +210,7 @@ def _read(folder: Path, file: str, shape: tuple[int | None, ...], sha256: str | 
 
 
 def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> np.ndarray:
-    """One IDX file (http://yann.lecun.com/exdb/mnist), gzipped or not, as uint8 of that shape, of which None is what the
+    """One IDX file (http://yann.lecun.com/exdb/mnist), gzipped or not, as uint8 of that shape, where None is what the
     file announces; DataError names path and fault.
     """
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from contextlib import contextmanager, nullcontext
@@ -88,14 +89,27 @@ def workers() -> Iterator[Executor]:
         with Client(address, timeout=SCHEDULER_TIMEOUT) as client:
             yield client.get_executor()
         return
-    # Ctrl-C reaches all processes of a terminal: the parent decides.
-    pool = ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(os.cpu_count(), initializer=_end_with_the_parent)
     stopped = True
     try:
         yield pool
         stopped = False
     finally:
         pool.shutdown(kill_workers=stopped)
+
+
+def _end_with_the_parent() -> None:
+    """Of a worker process: when the parent is killed, it would train on; a terminal's Ctrl-C, which reaches it, too, is
+    left to the parent.
+    """
+
+    def watch(parent: int = os.getppid()) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _ONE_RUN = threading.Lock()  # of a process: torch's random numbers and threads are the process's

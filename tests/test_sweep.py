@@ -107,6 +107,14 @@ def test_worker_processes_end_at_once_when_the_sweep_is_interrupted():
     assert not [process for process in left if "tracker" not in " ".join(process.cmdline())]
 
 
+def test_a_sweep_that_is_killed_leaves_no_process_behind(tmp_path):
+    command = [sys.executable, "-m", "mnist_ae", "sweep", "--dataset=Own", "--recipe=post", "--epochs=10000"]
+    with subprocess.Popen([*command, "--seeds=2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
+        process.kill()
+        process.communicate(timeout=30)  # the pipe ends with the last process that could write to it
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """A Dask scheduler and two workers with one thread each, all on loopback: its address, the workers' processes."""
