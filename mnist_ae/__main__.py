@@ -30,9 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if options.task == "check":
         raw = f"-r dataset {digits.name} -r device {options.device}"  # text, even where it looks like a number
-        print(
-            f"{raw} -p epochs {options.epochs} -p seed {options.seed} -p threads {options.threads}\n{digits.checksum}"
-        )
+        numbers = " ".join(f"-p {name} {getattr(options, name)}" for name in ("epochs", "seed", "threads"))
+        print(f"{raw} {numbers}\n{digits.checksum}")
         return
     post = replace(recipes.POST, epochs=options.epochs)
     table, chosen = TABLES[options.recipe], [post if options.recipe == "post" else recipes.TEN_DIGITS]

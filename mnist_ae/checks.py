@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import torch
-from IPython import get_ipython
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -126,16 +125,17 @@ def parameters(**given: object) -> tuple[int, int, int]:
         ...
     ValueError: epochs must be a whole number from 1 to 10,000, got 0
     """
-    epochs, threads = (
-        whole_number("epochs", given["epochs"], 1, 10_000),
-        whole_number("threads", given["threads"], 1, 256),
-    )
+    from IPython import get_ipython  # slow to import
+
+    epochs = whole_number("epochs", given["epochs"], 1, 10_000)
+    threads = whole_number("threads", given["threads"], 1, 256)
     if threads > THREAD_LIMIT:
         raise ValueError(f"threads is {threads}, above OMP_THREAD_LIMIT={THREAD_LIMIT}: choose fewer threads")
     device(given["device"])
     shell, known = get_ipython(), ("dataset", *given)
     for cell in shell.user_ns["In"] if shell else []:
-        names = [line.targets[0].id for line in ast.parse(cell).body] if cell.startswith("# Parameters\n") else []
+        lines = ast.parse(cell).body if cell.startswith("# Parameters\n") else []
+        names = [line.targets[0].id for line in lines if isinstance(line, ast.Assign)]
         if unknown := [name for name in names if name not in known and not name.startswith("PAPERMILL_")]:
             raise ValueError(f"unknown parameter {', '.join(unknown)}: choose among {', '.join(known)}")
     torch.set_num_threads(threads)

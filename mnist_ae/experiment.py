@@ -97,6 +97,11 @@ def run(
         watched, checkpoint = digits.test_images[:WATCHED], out_dir / "checkpoint.pt"
         with train.Trainer(seed, checkpoint=checkpoint, watched=watched, **options) as trainer:
             model = recipe.train(trainer, digits.train_images).cpu().eval()
+        if (trained := len(trainer.history)) != recipe.epochs:
+            message = (
+                f"{recipe.name!r} has {recipe.epochs} epochs, and {trained} were trained: does each stage have a name?"
+            )
+            warnings.warn(message, stacklevel=2)
         metrics = identity | _surroundings() | {"weights": _checksum(model)} | _evaluate(model, digits)
         metrics["loss"] = [row["loss"] for row in trainer.history]
         kept = {"history": trainer.history, "snapshots": trainer.snapshots, "seconds": trainer.seconds}

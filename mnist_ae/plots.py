@@ -12,6 +12,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 import torchinfo
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -75,7 +76,7 @@ def architecture(model: nn.Module, title: str) -> Figure:
     Layers that change no shape and hold no parameters are named with the layer before them.
     """
     boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
-    for layer in torchinfo.summary(model, (1, 1, 28, 28), verbose=0).summary_list:
+    for layer in torchinfo.summary(model, input_data=torch.zeros(1, 1, 28, 28), verbose=0).summary_list:
         name, shape = layer.class_name.replace("Transpose", "-\nTranspose"), tuple(layer.output_size[1:])
         if layer.depth == 2 and shape == boxes[-1]["shape"] and not layer.num_params:
             boxes[-1]["label"] += f"\n{name}"

@@ -39,7 +39,7 @@ class Post:
     """The post's: mean squared error, plain SGD; the defaults are its 20-epoch run.
 
     activations, reachable: see `models.PostAutoencoder`. bfloat16: True to round what is multiplied to 8 significant
-    bits; weights and loss stay float32. ValueError for numbers that cannot be.
+    bits; weights and loss stay float32. ValueError for epochs and batch sizes that cannot be.
     """
 
     name: str = "post"
@@ -61,7 +61,7 @@ class Post:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         target = model.normalise(batch.images)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self.bfloat16):
-            drawn = model.fast_forward(target)
+            drawn = getattr(model, "fast_forward", model)(target)
         return F.mse_loss(drawn.float(), target)
 
     def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
@@ -81,7 +81,7 @@ class Network:
     reconstruction, information: the weights of those terms. Without the first the decoder stays as it was born; without
     the second there is no consistency either. balance: see `losses.mutual_information`.
     augmented: False to learn from the images as they are. post: True for the post's network, with a target that it can
-    reach. ValueError for numbers that cannot be, and for several heads with a decoder: it would draw from one.
+    reach. ValueError for epochs, heads and a warm_up that cannot be, and for several heads with a reconstruction.
     """
 
     name: str = "network"
@@ -216,20 +216,24 @@ def with_inputs(kind, images: Tensor) -> Tensor:
     >>> with_inputs(models.TenNeurons, torch.zeros(3, 1, 28, 28, dtype=torch.uint8)).shape
     torch.Size([3, 3, 28, 28])
     """
-    images = checks.as_images(images)
-    inputs = in_batches(models.born(kind, 0), lambda x: (255 * x).round().to(torch.uint8), images)
-    return torch.cat([images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8), inputs], dim=1)
+    model = models.born(kind, 0)
+
+    def read(batch: Tensor) -> Tensor:
+        return (255 * torch.cat([checks.pixels(batch), model.normalise(batch)], dim=1)).round().to(torch.uint8)
+
+    return in_batches(model, read, checks.as_images(images))
 
 
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """The codes [N, 10] of what `with_inputs` gives."""
-    return in_batches(model, model.encoder, inputs[:, 1:])
+    return in_batches(model, lambda x: model.encoder(checks.pixels(x)), inputs[:, 1:])
 
 
 @torch.no_grad()
 def best_head_first(model: nn.Module, inputs: Tensor) -> None:
     """Make the head whose codes of the inputs have the largest mutual information the first."""
-    codes = in_batches(model, lambda x: models.log_codes(model, x).transpose(0, 1).exp(), inputs[:, 1:]).transpose(0, 1)
+    logs = in_batches(model, lambda x: models.log_codes(model, checks.pixels(x)).transpose(0, 1), inputs[:, 1:])
+    codes = logs.transpose(0, 1).exp()
     best = losses.mutual_information(codes).argmax().item()
     layers = [layer for layer in model.encoder if isinstance(layer, nn.Linear | nn.Conv1d)]
     for parameter in (parameter for layer in layers for parameter in layer.parameters()):

@@ -110,7 +110,7 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def save(path: Path, content: dict) -> None:
-    """Write tensors and plain values; OSError as for `write`.
+    """Write tensors and plain values, NumPy's numbers as Python's; OSError as for `write`.
 
     >>> import torch
     >>> save(Path("model.pt"), {"weights": torch.zeros(2), "epoch": 1})
@@ -120,8 +120,17 @@ def save(path: Path, content: dict) -> None:
     import torch
 
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_plain(content), buffer)
     write(path, buffer.getvalue())
+
+
+def _plain(value: object) -> object:
+    """As `load` reads it: a learning rate of NumPy's is in an optimizer's state."""
+    if type(value) is dict:
+        return {key: _plain(inner) for key, inner in value.items()}
+    if type(value) is list:
+        return [_plain(inner) for inner in value]
+    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
 
 
 def load(path: Path) -> dict:

@@ -51,8 +51,9 @@ def sweep(
     dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
     rows = read_table(table, dataset)
     with nullcontext(executor) if executor else workers() as pool:
-        running = [pool.submit(_row, recipe, seed, dataset, device) for recipe in recipes for seed in seeds]
+        running = []
         try:
+            running += [pool.submit(_row, recipe, seed, dataset, device) for recipe in recipes for seed in seeds]
             for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
                 rows = pd.concat([rows, pd.DataFrame([job.result()])])
                 rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY)
@@ -89,7 +90,7 @@ def workers() -> Iterator[Executor]:
         with Client(address, timeout=SCHEDULER_TIMEOUT) as client:
             yield client.get_executor()
         return
-    pool = ProcessPoolExecutor(os.cpu_count(), initializer=_end_with_the_parent)
+    pool = ProcessPoolExecutor(os.cpu_count(), initializer=_end_with, initargs=(os.getpid(),))
     stopped = True
     try:
         yield pool
@@ -98,17 +99,18 @@ def workers() -> Iterator[Executor]:
         pool.shutdown(kill_workers=stopped)
 
 
-def _end_with_the_parent() -> None:
+def _end_with(parent: int) -> None:
     """Of a worker process: when the parent is killed, it would train on; a terminal's Ctrl-C, which reaches it, too, is
     left to the parent.
     """
 
-    def watch(parent: int = os.getppid()) -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # the usual one is the machine's, and left behind by a process that is killed
     threading.Thread(target=watch, daemon=True).start()
 
 

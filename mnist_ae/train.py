@@ -57,13 +57,13 @@ class Trainer(AbstractContextManager):
         self.seed, self.device = checks.seed(seed), checks.device(device)
         self.checkpoint, self.watched, self.epochs = checkpoint, watched, epochs
         # finished: {stage: {weights, history}}; learning: what changes in the stage that is at work.
-        state = {"identity": identity or {}, "finished": {}, "learning": None, "snapshots": {}, "seconds": 0.0}
-        kept = self._kept()
-        self.state = kept if kept.get("identity") == state["identity"] else state
+        identity, kept = {"seed": self.seed} | (identity or {}), self._kept()
+        state = {"identity": identity, "finished": {}, "learning": None, "snapshots": {}, "seconds": 0.0}
+        self.state = kept if kept.get("identity") == identity else state
         self.snapshots, self.continued = self.state["snapshots"], len(self.history)
         self._begin = time.perf_counter() - self.state["seconds"]
         shown = {} if progress else {"disable": True}  # else TQDM_DISABLE=1 in the environment decides
-        form = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+        form = f"{{l_bar}}{{bar}}| {{n:.1f}}/{epochs or '?'} epochs [{{elapsed}}<{{remaining}}{{postfix}}]"
         self.bar = tqdm(total=epochs, initial=self.continued, mininterval=2, bar_format=form, **shown)
 
     def __exit__(self, *_: object) -> None:
@@ -94,7 +94,7 @@ class Trainer(AbstractContextManager):
         average: bool = False,
     ) -> nn.Module:
         """A model that kind() makes, trained down loss(model, batch): a step for each batch, images in a new order in
-        each epoch, both drawn from `seed`, by default that of the run.
+        each epoch, both drawn from `seed`, by default that of the run. stage: a name that no other stage has.
 
         images: [N, C, 28, 28]. optimizer(parameters), schedule(optimizer, steps an epoch).
         least_batches: 0 to see each image once in an epoch, the last batch may be smaller; else as often as makes so
@@ -105,50 +105,46 @@ class Trainer(AbstractContextManager):
         are looked at once an epoch, since to look is to wait for a GPU.
         """
         seed = self.seed if seed is None else seed
-        model, finished = models.born(kind, seed).to(self.device), self.state["finished"]
+        model, finished = models.born(kind, seed).to(self.device).train(), self.state["finished"]
         if stage in finished:
             model.load_state_dict(finished[stage]["weights"])
             return model
         images, generator = images.to(self.device), torch.Generator().manual_seed(seed)
         steps, draw = batches(len(images), batch_size, least_batches, generator)
-        parts = {"model": model.train(), "optimizer": optimizer(model.parameters())}
+        parts = {"model": model, "optimizer": optimizer(model.parameters())}
         if schedule:
             parts["schedule"] = schedule(parts["optimizer"], steps)
         if average:
             parts["average"] = deepcopy(model).eval()  # torch's AveragedModel would wait for a GPU in each step
-        rows = self._resume(parts, generator)
-        while len(rows) < epochs:
-            row = self._epoch(len(rows) + 1, draw(), generator, images, loss, parts)
+        rows = self._resume(stage, parts, generator)
+        for epoch in range(len(rows) + 1, epochs + 1):
+            row = self._epoch(epoch, draw(), generator, images, loss, parts)
             self._keep(parts, generator, rows := [*rows, {"stage": stage} | row])
         if average:
             model.load_state_dict(parts["average"].state_dict())
-        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-        finished[stage], self.state["learning"] = {"weights": weights, "history": rows}, None
+        finished[stage], self.state["learning"] = {"weights": deepcopy(model.state_dict()), "history": rows}, None
         return model
 
-    def _resume(self, parts: dict, generator: torch.Generator) -> list[dict]:
+    def _resume(self, stage: str, parts: dict, generator: torch.Generator) -> list[dict]:
         learning = self.state["learning"]
-        if not learning:
+        if not learning or learning["history"][-1]["stage"] != stage:
             return []
         for name, part in parts.items():
-            part.load_state_dict(learning[name])
+            part.load_state_dict(deepcopy(learning[name]))
         generator.set_state(learning["generator"])
         return learning["history"]
 
-    def _epoch(
-        self, epoch: int, indices: tuple[Tensor, ...], generator: torch.Generator, images: Tensor, loss, parts: dict
-    ) -> dict:
+    def _epoch(self, epoch: int, indices, generator: torch.Generator, images: Tensor, loss, parts: dict) -> dict:
         begin = time.perf_counter()
         model, optimizer, schedule, average = map(parts.get, ("model", "optimizer", "schedule", "average"))
         # Copied into one tensor: to keep each loss itself would leave the heap in pieces, 350 kB a step.
-        losses, rates = torch.empty(len(indices), device=self.device), []
+        losses = torch.empty(len(indices), device=self.device)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
             torch.manual_seed(generator.initial_seed() + 1_000_003 * epoch)  # for dropout and the like
             for number, index in enumerate(indices):
                 chosen = images[augment.to_device(index, self.device)]
                 value = loss(model, Batch(chosen, index, epoch, generator))
                 losses[number] = value.detach()
-                rates.append(optimizer.param_groups[0]["lr"])
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
@@ -158,18 +154,18 @@ class Trainer(AbstractContextManager):
                     schedule.step()
                 self.bar.update(1 / len(indices))
         losses = losses.tolist()
-        for number, (value, rate) in enumerate(zip(losses, rates, strict=True), 1):
+        for number, value in enumerate(losses, 1):
             if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} in epoch {epoch}, batch {number}, with lr {rate:.3g}")
+                raise FloatingPointError(f"the loss is {value} in epoch {epoch}, batch {number}: a lower lr may help")
         if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-            raise FloatingPointError(f"a weight is not finite after epoch {epoch}, with lr {rates[-1]:.3g}")
+            raise FloatingPointError(f"a weight is not finite after epoch {epoch}: a lower lr may help")
         weighed = [value * len(index) for value, index in zip(losses, indices, strict=True)]
         row = {"epoch": epoch, "loss": sum(weighed) / sum(map(len, indices)), "last_batch_loss": losses[-1]}
         return row | {"seconds": time.perf_counter() - begin}
 
     def _keep(self, parts: dict, generator: torch.Generator, rows: list[dict]) -> None:
         """Everything there is after an epoch, in `state` and in the checkpoint."""
-        self.state["learning"] = {name: part.state_dict() for name, part in parts.items()}
+        self.state["learning"] = {name: deepcopy(part.state_dict()) for name, part in parts.items()}
         self.state["learning"] |= {"generator": generator.get_state(), "history": rows}
         epoch = len(self.history)
         if self.watched is not None and (epoch in SNAPSHOT_EPOCHS or epoch == self.epochs):
@@ -181,9 +177,7 @@ class Trainer(AbstractContextManager):
 
     def _kept(self) -> dict:
         try:
-            return storage.load(self.checkpoint) if self.checkpoint else {}
-        except OSError:
-            return {}
+            return storage.load(self.checkpoint) if self.checkpoint and self.checkpoint.exists() else {}
         except storage.CheckpointError as error:
             warnings.warn(f"{error}. Training from the beginning.", stacklevel=4)
             return {}
@@ -222,13 +216,13 @@ def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
 
 @torch.no_grad()
 def in_batches(model: nn.Module, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """network(normalised images) on the CPU, in eval mode; the model's mode is left as it was."""
+    """network(images), in eval mode and on the model's device -> on the CPU; the model's mode is left as it was."""
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to encode")
     place, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        return torch.cat([network(model.normalise(batch.to(place))).cpu() for batch in images.split(ENCODE_BATCH)])
+        return torch.cat([network(batch.to(place)).cpu() for batch in images.split(ENCODE_BATCH)])
     finally:
         model.train(training)
 
@@ -239,12 +233,12 @@ def encode(model: nn.Module, images: ArrayLike) -> Tensor:
     >>> encode(models.PostAutoencoder(), torch.zeros(3, 28, 28)).shape
     torch.Size([3, 10])
     """
-    return in_batches(model, model.encoder, checks.as_images(images))
+    return in_batches(model, lambda batch: model.encoder(model.normalise(batch)), checks.as_images(images))
 
 
 def reconstruct(model: nn.Module, images: ArrayLike) -> Tensor:
     """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28]."""
-    return in_batches(model, model, checks.as_images(images))
+    return in_batches(model, lambda batch: model(model.normalise(batch)), checks.as_images(images))
 
 
 @torch.no_grad()

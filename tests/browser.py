@@ -41,6 +41,7 @@ def lab(tmp_path_factory):
     """The address of what `make lab` serves, of copies of the notebooks whose data set is the bundled digits."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copy(storage.HOME / "Makefile", folder)
+    shutil.copytree(storage.HOME / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.png"))
     (folder / "notebooks").mkdir()
     for path in (storage.HOME / "notebooks").glob("0[125]_*.ipynb"):
         before, parameter, after = path.read_text().partition(r"dataset = \"auto\"")

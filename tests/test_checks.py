@@ -165,7 +165,7 @@ def test_in_a_notebook_a_parameter_that_it_does_not_have_is_refused(monkeypatch)
     shell = SimpleNamespace(
         user_ns={"In": ["", "anything = 1", '# Parameters\nepochs = 1\nPAPERMILL_INPUT_PATH = ""\n']}
     )
-    monkeypatch.setattr(checks, "get_ipython", lambda: shell)
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     checks.parameters(**good)
     shell.user_ns["In"].append("# Parameters\nepoch = 5\nlr = 1\n")
     with pytest.raises(ValueError, match="unknown parameter epoch, lr: choose among dataset, epochs, seed, device, th"):

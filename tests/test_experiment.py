@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_labels_never_reach_training(few, tmp_path, recipe, monkeypatch):
     assert truth.metrics["accuracy"] != other.metrics["accuracy"]
 
 
-def test_nothing_else_is_mistaken_for_a_finished_run(few, tmp_path, monkeypatch):
+def test_nothing_else_is_mistaken_for_a_finished_run(few, tmp_path):
     def refused(recipe=QUICK, seed=0, digits=few):
         with pytest.raises(experiment.RunNotFound, match="notebook 01_train"):
             experiment.load(recipe, seed, digits, tmp_path)
@@ -103,14 +104,21 @@ def test_nothing_else_is_mistaken_for_a_finished_run(few, tmp_path, monkeypatch)
     refused(recipe=replace(QUICK, lr=0.02))
     refused(seed=1)
     refused(digits=replace(few, train_images=few.train_images.clamp(max=254)))
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "__file__", models.__file__)
+    with patch.object(train, "__file__", models.__file__):
         refused()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "__version__", "1.0")
+    with patch.object(torch, "__version__", "1.0"):
         refused()
     torch.set_num_threads(torch.get_num_threads() + 1)
     refused()
+
+
+def test_an_interrupted_run_is_continued_as_no_other_and_a_finished_one_needs_no_lock(few, tmp_path):
+    for recipe, continued in ((replace(QUICK, lr=0.02), 0), (QUICK, 2)):
+        with patch.object(experiment, "_evaluate", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            run(QUICK, 0, few, tmp_path / str(continued))
+        assert run(recipe, 0, few, tmp_path / str(continued)).continued == continued
+    with patch.object(storage, "one_process_at_a_time", side_effect=PermissionError):
+        assert run(QUICK, 0, few, tmp_path / "2").reused
 
 
 def test_a_damaged_result_is_trained_again(few, tmp_path):
@@ -156,6 +164,24 @@ def test_a_recipe_that_could_not_be_scored_or_kept_is_refused_before_the_first_s
     with pytest.raises(ValueError, match=message):
         run(recipe, 0, few, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_may_have_a_network_of_its_own(few, tmp_path):
+    assert run(Own(epochs=1), 0, few, tmp_path).metrics["loss"][0] > 0
+
+
+@dataclass(frozen=True)
+class Same(recipes.Post):
+    """Two stages of one name."""
+
+    def train(self, trainer, images):
+        half = replace(recipes.POST, epochs=self.epochs // 2)
+        return [half.train(trainer, images) for _ in range(2)][-1]
+
+
+def test_a_stage_that_is_not_trained_since_another_has_its_name_is_told(few, tmp_path):
+    with pytest.warns(UserWarning, match="'post' has 4 epochs, and 2 were trained"):
+        run(Same(epochs=4), 0, few, tmp_path)
 
 
 REFUSED = {

@@ -81,8 +81,8 @@ def test_no_import_runs_against_the_flow_of_data():
     assert {path.stem for path in (ROOT / "mnist_ae").glob("*.py")} == {*flow, "__init__", "supervise"}
     for place, module in enumerate(flow):
         source = (ROOT / "mnist_ae" / f"{module}.py").read_text()
-        lists = re.findall(r"^from mnist_ae import (.+)$", source, re.M)
-        imported = {*", ".join(lists).split(", "), *re.findall(r"^from mnist_ae\.(\w+)", source, re.M)} - {""}
+        lists = re.findall(r"^\s*from mnist_ae import (.+)$", source, re.M)
+        imported = {*", ".join(lists).split(", "), *re.findall(r"^\s*from mnist_ae\.(\w+)", source, re.M)} - {""}
         assert imported <= set(flow[:place]), module
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from scipy import optimize
 from test_data import lay_out, own
+from test_make import wait_for
 
 from mnist_ae import __main__, recipes, sweep
 
@@ -33,13 +34,6 @@ def swept(recipe, seeds, executor=None):
     rows = sweep.sweep([recipe], seeds, executor, dataset="Own", device="cpu").reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, sweep.read_table("sweep", "Own"), rtol=1e-5)
     return rows.drop(columns="seconds")
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_processes_and_threads_give_the_same_rows(tmp_path, monkeypatch):
