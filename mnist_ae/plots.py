@@ -50,16 +50,12 @@ def save_figure(fig: Figure, name: str, numbers: pd.DataFrame, dataset: str):
 
 def _figure(width: float, height: float, title: str) -> Figure:
     fig = Figure(figsize=(width, height))
-    fig.suptitle(title)
+    fig.suptitle(fill(title, round(10 * width)))
     return fig
 
 
 def _show(ax: Axes, image: ArrayLike, **options: object) -> None:
     ax.imshow(image, cmap="gray_r", **options)
-    _bare(ax)
-
-
-def _bare(ax: Axes) -> None:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
@@ -75,25 +71,23 @@ def architecture(model: nn.Module, title: str) -> Figure:
 
     Layers that change no shape and hold no parameters are named with the layer before them.
     """
-    boxes = [{"label": "image", "shape": (1, 28, 28), "parameters": 0, "part": "input"}]
+    boxes = [["image", (1, 28, 28), 0, GREY]]  # label, shape, parameters, colour
     for layer in torchinfo.summary(model, input_data=torch.zeros(1, 1, 28, 28), verbose=0).summary_list:
         name, shape = layer.class_name.replace("Transpose", "-\nTranspose"), tuple(layer.output_size[1:])
-        if layer.depth == 2 and shape == boxes[-1]["shape"] and not layer.num_params:
-            boxes[-1]["label"] += f"\n{name}"
+        if layer.depth == 2 and shape == boxes[-1][1] and not layer.num_params:
+            boxes[-1][0] += f"\n{name}"
         elif layer.depth == 2:
-            part = layer.parent_info.var_name
-            boxes.append({"label": name, "shape": shape, "parameters": layer.num_params, "part": part})
-    code = next(i for i, box in enumerate(boxes) if box["part"] == "decoder") - 1
+            boxes.append([name, shape, layer.num_params, BLUE if layer.parent_info.var_name == "encoder" else GREEN])
+    code = [colour for *_, colour in boxes].index(GREEN) - 1
+    boxes[code][3] = ORANGE
     fig = _figure(12, 4.2, title)
     ax = fig.subplots()
-    for i, box in enumerate(boxes):
-        colour = ORANGE if i == code else {"input": GREY, "encoder": BLUE, "decoder": GREEN}[box["part"]]
-        channels, *size = box["shape"]
+    for i, (label, (channels, *size), parameters, colour) in enumerate(boxes):
         much = np.log10(channels)
         width, height = (0.2 + 0.4 * much, size[0] / 28) if size else (0.12, 0.2 + 0.28 * much)
         ax.add_patch(Rectangle((i - width / 2, -height / 2), width, height, fc=colour))
-        ax.text(i, 0.7, box["label"], ha="center", va="bottom", color=colour, weight="bold" if i == code else None)
-        below = " × ".join(map(str, box["shape"])) + f"\n{box['parameters']:,}"
+        ax.text(i, 0.7, label, ha="center", va="bottom", color=colour, weight="bold" if i == code else None)
+        below = " × ".join(map(str, (channels, *size))) + f"\n{parameters:,}"
         ax.text(i, -0.65, below, ha="center", va="top", linespacing=1.5)
     ax.text(-0.55, -0.65, "shape\nparameters", ha="right", va="top", linespacing=1.5)
     ax.annotate("the code", (code, 0.3), (code, 0.5), ha="center", color=ORANGE, arrowprops={"arrowstyle": "->"})
@@ -109,8 +103,9 @@ def losses(history: pd.DataFrame, published: Sequence[float], levels: dict[str, 
     _horizontals(ax, levels)
     ax.plot(history["epoch"], history["last_batch_loss"], "o-", ms=4, color=BLUE, label="this run, last batch")
     ax.plot(history["epoch"], history["loss"], "-", color=BLUE, alpha=0.45, lw=3, label="this run, mean of the epoch")
-    epochs = range(1, len(published) + 1)
-    ax.plot(epochs, published, "s--", ms=4, color=ORANGE, label="the post's 20 epochs, last batch")
+    ax.plot(
+        range(1, len(published) + 1), published, "s--", ms=4, color=ORANGE, label="the post's 20 epochs, last batch"
+    )
     ax.set(xlabel="epoch", ylabel="mean squared error\n(normalised pixels)", xlim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
@@ -145,7 +140,7 @@ def matrices(panels: dict[str, ArrayLike], title: str, columns: dict[str, Sequen
     for ax, (heading, matrix) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         counts = np.asarray(matrix).dtype.kind != "f"
         written = [
-            [str(x) if counts else f"{x:.2f}"[1 - int(x) :] if x >= 0.005 else "" for x in row] for row in matrix
+            [str(x) if counts else f"{x:.2f}".removeprefix("0") if x >= 0.005 else "" for x in row] for row in matrix
         ]
         bar = {"shrink": 0.75, "label": "images" if counts else "share of the digit's images"}
         options = {"annot_kws": {"size": 9}, "vmin": 0, "vmax": None if counts else 1, "square": True, "cbar_kws": bar}
@@ -186,9 +181,7 @@ def code_map(points: ArrayLike, labels: ArrayLike, images: ArrayLike, title: str
         column, row = 28 * place[i].round().astype(int)
         colour = np.array(to_rgb(DIGITS[labels[i]]))
         paper[row : row + 28, column : column + 28] = colour * (1 - images[i][::-1, :, None] / images.max())
-    ax = fig.subplots()
-    ax.imshow(paper, origin="lower", interpolation="antialiased")
-    _bare(ax)
+    _show(fig.subplots(), paper, origin="lower", interpolation="antialiased")
     patches = [Rectangle((0, 0), 1, 1, fc=colour) for colour in DIGITS]
     fig.legend(patches, map(str, range(10)), ncols=10, loc="outside lower center", title="digit")
     return fig

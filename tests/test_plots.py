@@ -60,4 +60,6 @@ def test_matrices_and_architecture_show_every_number(figures):
         [text.get_text() for text in figures[name].axes[0].texts] for name in ("matrices", "architecture")
     )
     assert counts == [str(count) for count in MATRIX.ravel()]
+    shares = plots.matrices({"shares": np.resize([0.998, 1, 0.5, 0.005, 0.004], (10, 10))}, "title").axes[0].texts
+    assert [text.get_text() for text in shares[:5]] == ["1.00", "1.00", ".50", ".01", ""]
     assert {"1 × 28 × 28\n0", "4 × 24 × 24\n104", "3200\n0", "10\n32,010", "4000\n1,604,000"} <= set(layers)
