@@ -1,12 +1,12 @@
 # `make` alone prints the tasks. Every task first creates .venv with the pinned dependencies, unless another Python is
 # named, as with conda: make run-notebooks PYTHON=python (a command: PYTHON="'/my env/bin/python'" has a space in its path).
 DATASET ?= auto#    auto, MNIST, FashionMNIST, KMNIST, digits, or a folder of your own
-EPOCHS  ?= 20#      1 to 10,000
+EPOCHS  ?= 20#      1 to 10,000; of the post's network
 SEED    ?= 0#       a whole number
 DEVICE  ?= auto#    auto, cpu, cuda or mps
 THREADS ?= 2#       part of a run's identity: another number, other rounding
 SEEDS   ?= 10#      sweep and ladder only: how many seeds, counted from 0, or the first and the last, 10-19
-RECIPE  ?= ten-digits# sweep only: of ten-digits or post
+RECIPE  ?= ten-digits# sweep only: ten-digits or post
 LAB     ?= #        lab only: options of JupyterLab, as --ip=0.0.0.0 --no-browser in a container
 
 PYTHON = .venv/bin/python
@@ -60,7 +60,7 @@ run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs chan
 	@rm -f "$(RUNS)/make.pid"
 	@echo "Done: the executed notebooks are in $(RUNS)/notebooks, what they drew for the parameters"
 	@echo "  $$(sed 1q '$(RUNS)/parameters')"
-	@echo "is in figures/ (for other data sets than MNIST in a folder of figures/ with their name)."
+	@echo "is in $(RUNS:%runs=%figures) (for other data sets than MNIST in a folder of it with their name)."
 
 test: test-unit test-notebooks ## all tests
 
@@ -90,10 +90,10 @@ lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
 	  $$(test $$(id -u) != 0 || echo --allow-root) $(LAB)
 
 sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
-	$(TASK) sweep $(PARAMETERS) --seeds="$$SEEDS" --recipe="$$RECIPE"
+	@$(TASK) sweep $(PARAMETERS) --seeds="$$SEEDS" --recipe="$$RECIPE"
 
 ladder: $(ENVIRONMENT) ## train every rung of notebook 04 below the top, for SEEDS seeds, into figures/ladder.csv
-	$(TASK) ladder $(PARAMETERS) --seeds="$$SEEDS"
+	@$(TASK) ladder $(PARAMETERS) --seeds="$$SEEDS"
 
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)
 	$(SUPERVISE) -m tests.bench --threads="$$THREADS"

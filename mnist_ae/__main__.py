@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: finished runs are in the table, the others go on from their checkpoints")
-    print(rows.to_string(index=False))
+    print(rows.drop(columns="settings").to_string(index=False))
 
 
 def parse(options: argparse.Namespace) -> tuple[data.Digits, range]:

@@ -1,14 +1,17 @@
 """A recipe and a seed -> a result on disk, trained once."""
 
 import hashlib
+import inspect
 import json
 import platform
+import re
 import subprocess
 import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +54,13 @@ class RunNotFound(FileNotFoundError):
 
 
 def run_folder(recipe: Recipe, seed: int, digits: data.Digits) -> Path:
-    """Where the notebooks keep this run.
+    """Where the notebooks keep this run. ValueError for a recipe's name that makes no folder's.
 
     >>> run_folder(recipes.POST, 0, data.load("digits")).name
     'post-digits-20-epochs-seed-0'
     """
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
+        raise ValueError(f"a recipe's name must be letters, digits, _, - and dots, got {recipe.name!r}")
     return storage.runs_folder() / f"{recipe.name}-{digits.name}-{recipe.epochs}-epochs-seed-{checks.seed(seed)}"
 
 
@@ -69,7 +74,8 @@ def run(
     one that was interrupted, by whatever means, goes on from checkpoint.pt and ends with the same weights, bit for bit.
     If another process is at work in the folder, this one waits.
 
-    Raises ValueError, before the first step, for a seed that cannot be and for a model whose code is not ten numbers;
+    Raises ValueError, before the first step, for a seed that cannot be and for a model whose code is not ten numbers,
+    and after it for stages of other epochs than the recipe says; TypeError for a `train` that returns no model;
     FloatingPointError (see `train.Trainer.fit`) and OSError where a file cannot be written: both leave the checkpoint
     of the epoch before. Warns of a checkpoint that is damaged, and trains again.
 
@@ -96,12 +102,13 @@ def run(
         options = {"device": device, "progress": progress, "epochs": recipe.epochs, "identity": identity}
         watched, checkpoint = digits.test_images[:WATCHED], out_dir / "checkpoint.pt"
         with train.Trainer(seed, checkpoint=checkpoint, watched=watched, **options) as trainer:
-            model = recipe.train(trainer, digits.train_images).cpu().eval()
+            model = recipe.train(trainer, digits.train_images)
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"train of recipe {recipe.name!r} must return the trained model, got {model!r}")
+            model = model.cpu().eval()
         if (trained := len(trainer.history)) != recipe.epochs:
-            message = (
-                f"{recipe.name!r} has {recipe.epochs} epochs, and {trained} were trained: does each stage have a name?"
-            )
-            warnings.warn(message, stacklevel=2)
+            message = f"recipe {recipe.name!r} has {recipe.epochs} epochs, and {trained} were trained"
+            raise ValueError(f"{message}: each stage needs a name of its own")
         metrics = identity | _surroundings() | {"weights": _checksum(model)} | _evaluate(model, digits)
         metrics["loss"] = [row["loss"] for row in trainer.history]
         kept = {"history": trainer.history, "snapshots": trainer.snapshots, "seconds": trainer.seconds}
@@ -118,11 +125,10 @@ def load(recipe: Recipe, seed: int, digits: data.Digits, out_dir: Path, *, devic
     """
     found = _finished(recipe, Path(out_dir), _identity(recipe, checks.seed(seed), digits, checks.device(device).type))
     if found is None:
-        notebook = "05_ten_digits" if recipe == recipes.TEN_DIGITS else "01_train"
-        raise RunNotFound(
-            f"no finished run {Path(out_dir).name} of this code and data: "
-            f"run notebook {notebook} with the same parameters first, or `make run-notebooks`, which runs all in order"
-        )
+        notebook = {recipes.POST.name: "01_train", recipes.TEN_DIGITS.name: "05_ten_digits"}.get(recipe.name)
+        first = f"run notebook {notebook} with the same parameters first, or `make run-notebooks`, which runs all"
+        first = first if notebook else "train it with experiment.run first"
+        raise RunNotFound(f"no finished run {Path(out_dir).name} of this code and data: {first}")
     return found
 
 
@@ -149,7 +155,12 @@ def _identity(recipe: Recipe, seed: int, digits: data.Digits, device: str) -> di
             return value.item()
         raise ValueError(f"recipe {recipe.name!r} must hold numbers, text and tuples, got {value!r}")
 
+    if not is_dataclass(recipe):
+        raise ValueError(f"a recipe must be a dataclass, got {recipe!r}")
     code = b"".join(Path(module.__file__).read_bytes() for module in CODE)
+    own = [kind for kind in type(recipe).__mro__ if kind.__module__ not in ("builtins", recipes.__name__)]
+    methods = [method.__code__ for kind in own for method in vars(kind).values() if inspect.isfunction(method)]
+    code += "".join(map(_instructions, methods)).encode()
     return {
         "recipe": json.loads(json.dumps(asdict(recipe), default=plain)),  # as metrics.json gives it back
         "seed": seed,
@@ -159,6 +170,17 @@ def _identity(recipe: Recipe, seed: int, digits: data.Digits, device: str) -> di
         "threads": torch.get_num_threads(),
         "device": device,
     }
+
+
+def _instructions(code: CodeType) -> str:
+    """What a function does, wherever it stands: a recipe of one's own is trained anew when a method of it changes."""
+
+    def told(constant: object) -> str:
+        if isinstance(constant, frozenset):  # in no order
+            return repr(sorted(constant, key=repr))
+        return _instructions(constant) if isinstance(constant, CodeType) else repr(constant)
+
+    return f"{code.co_code.hex()} {code.co_names} {[*map(told, code.co_consts)]}"
 
 
 def _surroundings() -> dict:

@@ -24,7 +24,7 @@ def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 class PostAutoencoder(nn.Module):
-    """The autoencoder of https://bytepawn.com (18 March 2021). float32 [N, 1, 28, 28] -> the same shape.
+    """The autoencoder of the post (bytepawn.com, 18 March 2021). float32 [N, 1, 28, 28] -> the same shape.
 
     encoder: normalised images [N, 1, 28, 28] -> code [N, 10]. decoder: code -> images [N, 1, 28, 28].
     activations: True for the network of the published notebook, whose 40.53 % we reproduce; its code is a softmax

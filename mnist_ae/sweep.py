@@ -49,7 +49,8 @@ def sweep(
     """
     recipes, seeds = list(recipes), [checks.seed(seed) for seed in seeds]
     dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
-    rows = read_table(table, dataset)
+    path = _path(table, dataset)
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
     with nullcontext(executor) if executor else workers() as pool:
         running = []
         try:
@@ -57,7 +58,7 @@ def sweep(
             for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
                 rows = pd.concat([rows, pd.DataFrame([job.result()])])
                 rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY)
-                storage.write(_path(table, dataset), rows.to_csv(index=False, float_format="%.6g").encode())
+                storage.write(path, rows.to_csv(index=False, float_format="%.6g").encode())
         except BrokenExecutor as error:
             raise BrokenExecutor("a worker process ended: killed, or out of memory") from error
         finally:
@@ -67,9 +68,13 @@ def sweep(
 
 
 def read_table(table: str, dataset: str) -> pd.DataFrame:
-    """What `sweep` has left in this table for a data set ("ten_digits", "seeds" and "ladder" by make); else empty."""
+    """What `sweep` has left in this table for a data set ("ten_digits", "seeds" and "ladder" by make): where it writes
+    now, else among the committed ones; empty where there is none.
+    """
     path = _path(table, dataset)
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    committed = storage.HOME / "figures" / path.relative_to(storage.figures_folder("MNIST"))
+    found = [place for place in (path, committed) if place.exists()]
+    return pd.read_csv(found[0]) if found else pd.DataFrame()
 
 
 def _path(table: str, dataset: str) -> Path:

@@ -104,9 +104,9 @@ def post_loop(images: Tensor) -> Iterator[dict]:
     }
     rates = in_turns(sides)
     against = f"the plain loop over a DataLoader, {workers} workers"
-    yield row("loop", "train.fit", rates["ours"], "images/s", against, rates["plain"], goal=3)
-    yield row("loop", "train.fit, bfloat16", rates["bfloat16"], "images/s", against, rates["plain"])
-    what, most = f"train.fit, {operations / 1e6:.1f} MFLOP an image", rates["matrices"]
+    yield row("loop", "Trainer.fit", rates["ours"], "images/s", against, rates["plain"], goal=3)
+    yield row("loop", "Trainer.fit, bfloat16", rates["bfloat16"], "images/s", against, rates["plain"])
+    what, most = f"Trainer.fit, {operations / 1e6:.1f} MFLOP an image", rates["matrices"]
     against = f"as many operations in 2048 x 2048 matrix products, {most / 1e9:.0f} GFLOP/s"
     yield row("limit", what, rates["ours"], "images/s", against, most / operations, goal=0.6)
 

@@ -6,17 +6,15 @@ Loaded with `pytest -p tests.nbval_plugin --nbval`.
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import pytest
 from matplotlib import font_manager  # noqa: F401 - makes its folder and cache here: a kernel that has to says so on stderr
 
-from mnist_ae import data, storage
+from mnist_ae import data
 
 
 def pytest_configure(config):
     out = config.stash[OUT] = tempfile.mkdtemp(prefix="mnist-ae-")
-    shutil.copytree(storage.HOME / "figures", Path(out, "figures"))  # the committed tables, which notebooks read
     os.environ["MNIST_AE_OUT"] = out
 
 

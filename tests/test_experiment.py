@@ -179,9 +179,50 @@ class Same(recipes.Post):
         return [half.train(trainer, images) for _ in range(2)][-1]
 
 
-def test_a_stage_that_is_not_trained_since_another_has_its_name_is_told(few, tmp_path):
-    with pytest.warns(UserWarning, match="'post' has 4 epochs, and 2 were trained"):
-        run(Same(epochs=4), 0, few, tmp_path)
+@dataclass(frozen=True)
+class Silent(recipes.Post):
+    def train(self, trainer, images):
+        super().train(trainer, images)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "message"),
+    [
+        (Same(epochs=4), ValueError, "'post' has 4 epochs, and 2 were trained: each stage needs a name of its own"),
+        (Silent(epochs=1), TypeError, "train of recipe 'post' must return the trained model, got None"),
+    ],
+)
+def test_what_a_recipe_forgets_is_told_and_no_result_is_kept(recipe, error, message, few, tmp_path):
+    with pytest.raises(error, match=message):
+        run(recipe, 0, few, tmp_path)
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_recipe_of_ones_own_is_trained_anew_when_a_method_changes(few, tmp_path):
+    def own(factor):
+        source = f"""
+@dataclass(frozen=True)
+class Mine(recipes.Post):
+    def loss(self, model, batch):
+        return {factor} * super(Mine, self).loss(model, batch) if "a" in {{"a", "b"}} else 0
+"""
+        names = {"dataclass": dataclass, "recipes": recipes, "__name__": "notebook"}
+        exec(compile(source, f"<cell {factor}>", "exec"), names)
+        return names["Mine"](epochs=1)
+
+    first = run(own(1), 0, few, tmp_path)
+    assert run(own(1), 0, few, tmp_path).reused
+    again = run(own(2), 0, few, tmp_path)
+    assert not again.reused
+    assert not torch.equal(weights(first), weights(again))
+    with pytest.raises(experiment.RunNotFound, match=r"train it with experiment\.run first$"):
+        experiment.load(replace(own(3), name="mine"), 0, few, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a b", "-a"])
+def test_a_name_that_makes_no_folder_is_refused(name, few):
+    with pytest.raises(ValueError, match="a recipe's name must be letters"):
+        experiment.run_folder(replace(QUICK, name=name), 0, few)
 
 
 REFUSED = {
