@@ -160,7 +160,7 @@ def _identity(recipe: Recipe, seed: int, digits: data.Digits, device: str) -> di
     code = b"".join(Path(module.__file__).read_bytes() for module in CODE)
     own = [kind for kind in type(recipe).__mro__ if kind.__module__ not in ("builtins", recipes.__name__)]
     methods = [method.__code__ for kind in own for method in vars(kind).values() if inspect.isfunction(method)]
-    code += "".join(map(_instructions, methods)).encode()
+    code += "".join(sorted(map(_instructions, methods))).encode()  # a worker process has them in another order
     return {
         "recipe": json.loads(json.dumps(asdict(recipe), default=plain)),  # as metrics.json gives it back
         "seed": seed,

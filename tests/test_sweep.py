@@ -69,14 +69,21 @@ def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path):
 
 
 def test_worker_processes_know_a_recipe_that_no_file_holds():
-    """As a notebook defines one, with a network that is its own."""
-    code = """from mnist_ae import models, recipes, sweep
+    """As a notebook defines one, with a network that is its own; and what they have trained is found here, too."""
+    code = """import torch
+from mnist_ae import data, experiment, models, recipes, storage, sweep
 class Mine(recipes.Post):
+    def train(self, *given):
+        return super().train(*given)
     def model(self):
         return models.PostAutoencoder(reachable=True)
-print(sweep.sweep([Mine("mine", epochs=1)], [0, 1], dataset="Own", device="cpu")["recipe"].tolist())"""
+mine, digits = Mine("mine", epochs=1), data.load("Own")
+print(sweep.sweep([mine], [0, 1], dataset="Own", device="cpu")["recipe"].tolist())
+torch.set_num_threads(1)
+folder = storage.runs_folder() / "sweep" / experiment.run_folder(mine, 0, digits).name
+assert experiment.load(mine, 0, digits, folder, device="cpu").reused"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "['mine', 'mine']\n", done.stderr
+    assert (done.stdout, done.returncode) == ("['mine', 'mine']\n", 0), done.stderr
 
 
 def test_a_worker_process_that_ends_is_named():
