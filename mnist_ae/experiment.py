@@ -173,14 +173,14 @@ def _identity(recipe: Recipe, seed: int, digits: data.Digits, device: str) -> di
 
 
 def _instructions(code: CodeType) -> str:
-    """What a function does, wherever it stands: a recipe of one's own is trained anew when a method of it changes."""
+    """A function, wherever it stands: a recipe of one's own is trained anew when a method of it changes."""
 
     def told(constant: object) -> str:
         if isinstance(constant, frozenset):  # in no order
             return repr(sorted(constant, key=repr))
         return _instructions(constant) if isinstance(constant, CodeType) else repr(constant)
 
-    return f"{code.co_code.hex()} {code.co_names} {[*map(told, code.co_consts)]}"
+    return f"{code.co_name} {code.co_code.hex()} {code.co_names} {[*map(told, code.co_consts)]}"
 
 
 def _surroundings() -> dict:

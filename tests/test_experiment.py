@@ -219,6 +219,17 @@ class Mine(recipes.Post):
         experiment.load(replace(own(3), name="mine"), 0, few, tmp_path)
 
 
+def test_two_methods_of_a_recipe_that_change_places_are_a_change(few):
+    def own(first, second):
+        source = f"class Mine(recipes.Post):\n def {first}(self): return 1\n def {second}(self): return 2"
+        names = {"recipes": recipes, "__name__": "notebook"}
+        exec(source, names)
+        return experiment._identity(names["Mine"](epochs=1), 0, few, "cpu")["code"]
+
+    assert own("a", "b") == own("a", "b")
+    assert own("a", "b") != own("b", "a")
+
+
 @pytest.mark.parametrize("name", ["", "../a", "a b", "-a"])
 def test_a_name_that_makes_no_folder_is_refused(name, few):
     with pytest.raises(ValueError, match="a recipe's name must be letters"):
