@@ -1,58 +1,104 @@
 """What the autoencoder is compared with. Nothing here is part of a recipe, and no recipe calls it.
 
-`supervised` is the one function of the project that updates weights with labels: it is the ceiling, not a method.
+`supervised` and `ceiling` are the functions of the project that update weights with labels: bounds, not methods.
 """
 
+import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_ae import checks, codes, confusion, data, models, train
+from mnist_ae import checks, codes, confusion, data, models, recipes, sweep, train
 
-METHODS = ("k-means on pixels", "PCA + Gaussian mixture", "UMAP + Gaussian mixture")
+K_MEANS, PCA_MIXTURE, UMAP_MIXTURE = "k-means on pixels", "PCA + Gaussian mixture", "UMAP + Gaussian mixture"
+CEILING = "the same network, trained with labels"
+METHODS = K_MEANS, PCA_MIXTURE, UMAP_MIXTURE, CEILING
 
 
-def clusters(method: str, train_images: Tensor, test_images: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ten clusters of train and test images, one-hot [N, 10], as `confusion.confusion_matrix` reads codes.
+def clusters(method: str, train_points: ArrayLike, test_points: ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten clusters of points [N, D], one-hot [N, 10], as `confusion.confusion_matrix` reads codes; the best of three
+    starts. method: one of METHODS; what is no k-means is a mixture of Gaussians, each with a covariance of its own.
 
-    images: uint8 [N, 1, 28, 28]. method: one of METHODS, else ValueError. k-means with one k-means++ start; a mixture
-    of Gaussians of 50 principal components, or of a UMAP embedding in 10 dimensions (15 neighbours, no least distance),
-    into which test images are placed after it was fitted.
-
-    >>> from mnist_ae import data
-    >>> digits = data.load("digits")
-    >>> [found.shape for found in clusters("PCA + Gaussian mixture", digits.train_images, digits.test_images, seed=0)]
-    [(1437, 10), (360, 10)]
+    >>> [found.shape for found in clusters(K_MEANS, np.eye(12), np.eye(12)[:3], seed=0)]
+    [(12, 10), (3, 10)]
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    points = [checks.pixels(checks.as_images(images)).flatten(1).numpy() for images in (train_images, test_images)]
-    if method == METHODS[0]:
-        model = KMeans(n_clusters=10, n_init=1, random_state=seed)
+    if method == K_MEANS:
+        model = KMeans(n_clusters=10, n_init=3, random_state=seed)
     else:
         model = GaussianMixture(10, n_init=3, reg_covar=1e-4, random_state=seed)
-        embedding = partial(codes.umap, n_components=10, n_neighbors=15, min_dist=0)
-        reduce = embedding(random_state=seed) if "UMAP" in method else PCA(50, random_state=seed)
-        points = [reduce.fit_transform(points[0]), reduce.transform(points[1])]
-    model.fit(points[0])
-    return tuple(np.eye(10)[model.predict(part)] for part in points)
+    model.fit(train_points)
+    return tuple(np.eye(10)[model.predict(points)] for points in (train_points, test_points))
 
 
 def accuracy(method: str, digits: data.Digits, seed: int) -> float:
-    """The share of the test images that `clusters` gets right: one-to-one, mapping fitted on the training labels.
+    """The share of the test images that a method gets right: one-to-one, mapping fitted on the training labels.
 
-    >>> accuracy("k-means on pixels", data.load("digits"), seed=0) > 0.5
+    method: one of METHODS, else ValueError. Mixtures are those of 50 principal components, or of a UMAP embedding in 10
+    dimensions (15 neighbours, no least distance), into which test images are placed after it was fitted.
+
+    >>> accuracy(K_MEANS, data.load("digits"), seed=0) > 0.5
     True
     """
-    found = clusters(method, digits.train_images, digits.test_images, seed)
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if method == CEILING:
+        model = ceiling(digits.train_images, digits.train_labels, seed=seed)
+        found = [train.encode(model, images) for images in (digits.train_images, digits.test_images)]
+    else:
+        points = [checks.pixels(images).flatten(1).numpy() for images in (digits.train_images, digits.test_images)]
+        embedding = {
+            PCA_MIXTURE: PCA(50, random_state=seed),
+            UMAP_MIXTURE: codes.umap(n_components=10, n_neighbors=15, min_dist=0, random_state=seed),
+        }.get(method)
+        if embedding:
+            points = [embedding.fit_transform(points[0]), embedding.transform(points[1])]
+        found = clusters(method, *points, seed)
+    return _one_to_one(digits, *found)
+
+
+def of_codes(model: nn.Module, digits: data.Digits) -> dict[str, float]:
+    """What a reader would try first: the codes of `model` clustered, with seed 0, in place of their most active neuron.
+
+    >>> sorted(of_codes(models.PostAutoencoder(), data.load("digits")))
+    ['k_means', 'mixture']
+    """
+    points = [train.encode(model, images).double().numpy() for images in (digits.train_images, digits.test_images)]
+    methods = {"k_means": K_MEANS, "mixture": PCA_MIXTURE}
+    return {name: _one_to_one(digits, *clusters(method, *points, 0)) for name, method in methods.items()}
+
+
+def _one_to_one(digits: data.Digits, train_codes: ArrayLike, test_codes: ArrayLike) -> float:
     labels = digits.train_labels, digits.test_labels
-    return confusion.scores(*map(confusion.confusion_matrix, labels, found))["one_to_one"]
+    return confusion.scores(*map(confusion.confusion_matrix, labels, (train_codes, test_codes)))["one_to_one"]
+
+
+def row(method: str, seed: int, dataset: str) -> dict:
+    """Of the table of baselines: `accuracy`, and the seconds that it took, with one thread."""
+    with sweep.one_thread(), threadpool_limits(1):
+        digits, begin = data.load(dataset), time.perf_counter()
+        share = accuracy(method, digits, seed)
+    return {"method": method, "seed": seed, "one_to_one": share, "seconds": round(time.perf_counter() - begin)}
+
+
+def ceiling(images: Tensor, labels: Tensor, *, seed: int, progress: bool = False) -> nn.Module:
+    """The last network of the label-free recipe trained WITH labels, for as many epochs as the whole recipe has, and
+    from the same augmented copies. images: uint8 [N, 1, 28, 28], labels: int64 [N].
+    """
+    epochs = recipes.TEN_DIGITS.epochs
+    network = replace(recipes.TEN_DIGITS.networks[-1], epochs=epochs, taught=epochs, anneal=True)
+    answers = F.one_hot(torch.from_numpy(checks.as_labels(labels)), 10).float()
+    with train.Trainer(seed, progress=progress, epochs=epochs) as trainer:
+        inputs = recipes.with_inputs(network.model, images)
+        return network.learn(trainer, "ceiling", seed, inputs, answers).eval()
 
 
 def supervised(images: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool = True) -> nn.Module:

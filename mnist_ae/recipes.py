@@ -78,10 +78,9 @@ class Network:
     mutual information is the code. deeper, canonical, holes: see `models.TenNeurons`.
     lr, warm_up, anneal: the learning rate goes up to lr in so many epochs, then, with anneal, down to 0, else it stays.
     taught: the first epochs, which learn pseudo-labels, if any are given.
-    reconstruction, information: the weights of those terms. Without the first the decoder stays as it was born; without
-    the second there is no consistency either. balance: see `losses.mutual_information`.
-    augmented: False to learn from the images as they are. post: True for the post's network, with a target that it can
-    reach. ValueError for epochs, heads and a warm_up that cannot be, and for several heads with a reconstruction.
+    reconstruction, information: the weights of those terms; without the first the decoder stays as it was born.
+    balance: see `losses.mutual_information`. augmented: False to learn from the images as they are.
+    ValueError for epochs, heads and a warm_up that cannot be, and for several heads with a reconstruction.
     """
 
     name: str = "network"
@@ -98,7 +97,6 @@ class Network:
     augmented: bool = True
     canonical: bool = True
     holes: bool = True
-    post: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", checks.whole_number("epochs", self.epochs, 1, 10_000))
@@ -109,8 +107,6 @@ class Network:
             raise ValueError(f"heads must be 1 where there is a reconstruction to learn, got {self.heads}")
 
     def model(self) -> nn.Module:
-        if self.post:
-            return models.PostAutoencoder(reachable=True)
         return models.TenNeurons(self.heads, self.deeper, self.canonical, self.holes)
 
     def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
@@ -124,10 +120,7 @@ class Network:
         adamw = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-4, fused=True)
         options = {"epochs": self.epochs, "seed": seed, "batch_size": BATCH, "least_batches": LEAST_BATCHES}
         model = trainer.fit(stage, self.model, inputs, loss, adamw, schedule=self.schedule, average=True, **options)
-        # What batch normalisation has seen are augmented copies, too; from here on it reads images as they are.
-        sample = inputs[:: max(1, len(inputs) // 10_000), 1:]
-        batches = sample.chunk(-(-len(sample) // ENCODE_BATCH))  # all of about one size: each counts the same
-        update_bn((x.float() / 255 for x in batches), model.encoder, next(model.parameters()).device)
+        read_as_they_are(model, inputs[:, 1:])
         if self.heads > 1:
             best_head_first(model, inputs)
         return model
@@ -151,12 +144,10 @@ class Network:
         if taught:
             logs = models.log_codes(model, view)  # [heads, B, 10]
             loss = -(augment.to_device(pseudo_labels[batch.index], x.device) * logs).sum(2).mean()
-        elif self.information:
+        else:
             logs, of_view = models.log_codes(model, torch.cat([x, view])).chunk(2, dim=1)
             information = losses.mutual_information(logs.exp(), self.balance)
             loss = (losses.consistency(logs.exp(), of_view) - self.information * information).sum()
-        else:
-            logs, loss = models.log_codes(model, view), 0.0
         if self.reconstruction:
             loss = loss + self.reconstruction * F.mse_loss(model.decoder(logs[0].exp()), image)
         return loss
@@ -227,6 +218,13 @@ def with_inputs(kind, images: Tensor) -> Tensor:
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """The codes [N, 10] of what `with_inputs` gives."""
     return in_batches(model, lambda x: model.encoder(checks.pixels(x)), inputs[:, 1:])
+
+
+def read_as_they_are(model: nn.Module, inputs: Tensor) -> None:
+    """Have batch normalisation count what it sees of inputs, uint8 [N, C, 28, 28]: so far it saw augmented copies."""
+    sample = inputs[:: max(1, len(inputs) // 10_000)]
+    batches = sample.chunk(-(-len(sample) // ENCODE_BATCH))  # all of about one size: each counts the same
+    update_bn((x.float() / 255 for x in batches), model.encoder, next(model.parameters()).device)
 
 
 @torch.no_grad()

@@ -5,15 +5,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from loky import ProcessPoolExecutor
+from torch import nn
 from tqdm import tqdm
 
 from mnist_ae import checks, confusion, data, experiment, storage
@@ -31,14 +33,15 @@ def sweep(
     dataset: str = "auto",
     table: str = "sweep",
     device: str = "auto",
+    score: Callable[[nn.Module, data.Digits], dict] = lambda model, digits: {},
 ) -> pd.DataFrame:
     """Run each recipe with each seed, one thread each, on the workers of `executor`; one row a run.
 
     executor: any of `concurrent.futures`, which stays open; by default those of `workers`. A worker reads the data set
     by its name and keeps its runs where `storage.runs_folder` is there: what it finds finished it does not run again.
     Rows go to `figures/TABLE.csv` here as they finish, in place of earlier ones of the same recipe, epochs and seed.
-    What a run raises is raised here, an interrupt too: no other run begins, and those of `workers` end at once; their
-    checkpoints stay.
+    score(model, digits): more columns. What a run raises is raised here, an interrupt too: no other run begins, and
+    those of `workers` end at once; their checkpoints stay.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from mnist_ae.recipes import Post
@@ -49,15 +52,30 @@ def sweep(
     """
     recipes, seeds = list(recipes), [checks.seed(seed) for seed in seeds]
     dataset = data.load(dataset).name  # downloads it, if need be, before many workers would
+    calls = [partial(_row, recipe, seed, dataset, device, score) for recipe in recipes for seed in seeds]
+    return collect(calls, KEY, executor, dataset=dataset, table=table)
+
+
+def collect(
+    calls: Iterable[Callable[[], dict]],
+    key: list[str],
+    executor: Executor | None = None,
+    *,
+    dataset: str,
+    table: str,
+) -> pd.DataFrame:
+    """The rows that calls return, on the workers of `executor`, into a table as for `sweep`; a row has the place of an
+    earlier one with the same `key` columns.
+    """
     path = _path(table, dataset)
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
     with nullcontext(executor) if executor else workers() as pool:
         running = []
         try:
-            running += [pool.submit(_row, recipe, seed, dataset, device) for recipe in recipes for seed in seeds]
+            running += [pool.submit(call) for call in calls]
             for job in tqdm(as_completed(running), total=len(running), unit=" runs"):
                 rows = pd.concat([rows, pd.DataFrame([job.result()])])
-                rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY)
+                rows = rows.drop_duplicates(key, keep="last").sort_values(key)
                 storage.write(path, rows.to_csv(index=False, float_format="%.6g").encode())
         except BrokenExecutor as error:
             raise BrokenExecutor("a worker process ended: killed, or out of memory") from error
@@ -122,22 +140,31 @@ def _end_with(parent: int) -> None:
 _ONE_RUN = threading.Lock()  # of a process: torch's random numbers and threads are the process's
 
 
-def _row(recipe: Recipe, seed: int, dataset: str, device: str) -> dict:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One run at a time in this process, with one thread of torch; afterwards as many as before."""
     with _ONE_RUN:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            digits = data.load(dataset)
-            folder = storage.runs_folder() / "sweep" / experiment.run_folder(recipe, seed, digits).name
-            result = experiment.run(recipe, seed, digits, folder, device=device, progress=False)
+            yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _row(recipe: Recipe, seed: int, dataset: str, device: str, score: Callable[[nn.Module, data.Digits], dict]) -> dict:
+    with one_thread():
+        digits = data.load(dataset)
+        folder = storage.runs_folder() / "sweep" / experiment.run_folder(recipe, seed, digits).name
+        result = experiment.run(recipe, seed, digits, folder, device=device, progress=False)
+        more = score(result.model, digits)
     matrix = np.array(result.metrics["train_matrix"])
     return {
         "recipe": recipe.name,
         "epochs": recipe.epochs,
         "seed": seed,
         **result.metrics["accuracy"],
+        **more,
         "dead_neurons": len(result.metrics["dead_neurons"]),
         "loss": result.history[-1]["loss"],
         "seconds": round(result.seconds),
