@@ -110,6 +110,7 @@ def run(
             message = f"recipe {recipe.name!r} has {recipe.epochs} epochs, and {trained} were trained"
             raise ValueError(f"{message}: each stage needs a name of its own")
         metrics = identity | _surroundings() | {"weights": _checksum(model)} | _evaluate(model, digits)
+        metrics["stages"] = {stage: _best(digits.train_labels, codes) for stage, codes in trainer.notes.items()}
         metrics["loss"] = [row["loss"] for row in trainer.history]
         kept = {"history": trainer.history, "snapshots": trainer.snapshots, "seconds": trainer.seconds}
         storage.save(out_dir / "model.pt", {"metrics": metrics, "weights": model.state_dict(), **kept})
@@ -226,6 +227,12 @@ def _finished(recipe: Recipe, folder: Path, identity: dict) -> Result | None:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is of another architecture: {' '.join(str(error).split())}") from error
     return Result(model, metrics=metrics, folder=folder, reused=True, **kept)
+
+
+def _best(labels: Tensor, codes: Tensor) -> float:
+    """Accuracy with the best one-to-one mapping, on the images that it was fitted on."""
+    matrix = confusion.confusion_matrix(labels, codes)
+    return confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix))
 
 
 def _evaluate(model: nn.Module, digits: data.Digits) -> dict:

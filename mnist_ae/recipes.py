@@ -187,16 +187,20 @@ class TenDigits:
 
     def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
         inputs, seeds = with_inputs(self.model, images), count(1000 * trainer.seed)
-        committee = [
-            member.learn(trainer, f"member {k}", next(seeds), inputs) for k, member in enumerate(self.committee, 1)
-        ]
-        answers = aggregate([predict(member, inputs) for member in committee]) if committee else None
-        model = self.teacher.learn(trainer, "teacher", next(seeds), inputs, answers)
+
+        def taught(stage: str, network: Network, answers: Tensor | None = None) -> nn.Module:
+            return network.learn(trainer, stage, next(seeds), inputs, answers)
+
+        stages = {f"member {k}": member for k, member in enumerate(self.committee, 1)}
+        committee = [trainer.note(stage, predict(taught(stage, member), inputs)) for stage, member in stages.items()]
+        answers = trainer.note("committee", aggregate(committee)) if committee else None
+        stage, model = "teacher", taught("teacher", self.teacher, answers)
         nearest = nearest_neighbours(inputs[:, 1], self.neighbours) if self.students and self.neighbours else None
         for k, student in enumerate(self.students, 1):
-            answers = predict(model, inputs)
-            answers = answers if nearest is None else agree(answers, nearest)
-            model = student.learn(trainer, f"student {k}", next(seeds), inputs, answers)
+            answers = trainer.note(stage, predict(model, inputs))
+            if nearest is not None:
+                answers = trainer.note(f"{stage} and neighbours", agree(answers, nearest))
+            stage, model = f"student {k}", taught(f"student {k}", student, answers)
         return model
 
 

@@ -41,6 +41,7 @@ class Trainer(AbstractContextManager):
 
     history: a dict for each epoch so far: stage, epoch (from 1), loss (mean over its images), last_batch_loss (what the
     post prints), seconds. seconds: what all took, without interruptions. continued: the epochs that were in the file.
+    notes: {stage: codes of the training images}, what a recipe says of its way for those who look.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Trainer(AbstractContextManager):
         watched: Tensor | None = None,
     ):
         self.seed, self.device = checks.seed(seed), checks.device(device)
-        self.checkpoint, self.watched, self.epochs = checkpoint, watched, epochs
+        self.checkpoint, self.watched, self.epochs, self.notes = checkpoint, watched, epochs, {}
         # finished: {stage: {weights, history}}; learning: what changes in the stage that is at work.
         identity, kept = {"seed": self.seed} | (identity or {}), self._kept()
         state = {"identity": identity, "finished": {}, "learning": None, "snapshots": {}, "seconds": 0.0}
@@ -77,6 +78,10 @@ class Trainer(AbstractContextManager):
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._begin
+
+    def note(self, stage: str, codes: Tensor) -> Tensor:
+        self.notes[stage] = codes
+        return codes
 
     def fit(
         self,
