@@ -5,7 +5,7 @@ EPOCHS  ?= 20#      1 to 10,000; of the post's network
 SEED    ?= 0#       a whole number
 DEVICE  ?= auto#    auto, cpu, cuda or mps
 THREADS ?= 2#       part of a run's identity: another number, other rounding
-SEEDS   ?= 10#      sweep and ladder only: how many seeds, counted from 0, or the first and the last, 10-19
+SEEDS   ?= 10#      sweep, ablations and baselines only: how many seeds, counted from 0, or the first and the last, 10-19
 RECIPE  ?= ten-digits# sweep only: ten-digits or post
 LAB     ?= #        lab only: options of JupyterLab, as --ip=0.0.0.0 --no-browser in a container
 
@@ -48,7 +48,7 @@ ifneq ($(if $(UNFIT),$(filter run-notebooks,$(MAKECMDGOALS))),)
 $(error MNIST_AE_OUT is '$(OUT)', and make cannot work with $(UNFIT) in it: choose another folder, or make a link to it)
 endif
 
-.PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ladder bench lint clean FORCE
+.PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ablations baselines bench lint clean FORCE
 
 help: ## print the tasks
 	@echo "tasks:"
@@ -92,8 +92,11 @@ lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
 sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
 	@$(TASK) sweep $(PARAMETERS) --seeds="$$SEEDS" --recipe="$$RECIPE"
 
-ladder: $(ENVIRONMENT) ## train every rung of notebook 04 below the top, for SEEDS seeds, into figures/ladder.csv
-	@$(TASK) ladder $(PARAMETERS) --seeds="$$SEEDS"
+ablations: $(ENVIRONMENT) ## train what notebook 04 compares, for SEEDS seeds, into figures/ablations.csv
+	@$(TASK) ablations $(PARAMETERS) --seeds="$$SEEDS"
+
+baselines: $(ENVIRONMENT) ## clustering and the same network with labels, for SEEDS seeds, into figures/baselines.csv
+	@$(TASK) baselines $(PARAMETERS) --seeds="$$SEEDS"
 
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)
 	$(SUPERVISE) -m tests.bench --threads="$$THREADS"
@@ -138,6 +141,6 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/pa
 # 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,02_inspect_codes 03_cluster_to_label 05_ten_digits): $(RUNS)/notebooks/01_train.ipynb
 $(RUNS)/notebooks/06_seeds.ipynb: $(RUNS)/notebooks/05_ten_digits.ipynb
-# What sweep and ladder write is read by these.
+# What these tasks write is read by these notebooks.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,03_cluster_to_label 04_beyond_forty 05_ten_digits 06_seeds): \
-  $(wildcard $(foreach table,seeds ladder ten_digits,$(RUNS:%runs=%figures)/$(table).csv $(RUNS:%runs=%figures)/*/$(table).csv))
+  $(wildcard $(foreach table,seeds ablations baselines ten_digits,$(RUNS:%runs=%figures)/$(table).csv $(RUNS:%runs=%figures)/*/$(table).csv))

@@ -1,4 +1,4 @@
-"""`python -m mnist_ae check|sweep|ladder`, called by the Makefile."""
+"""`python -m mnist_ae check|sweep|ablations|baselines`, called by the Makefile."""
 
 import argparse
 import sys
@@ -6,20 +6,20 @@ import warnings
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-from mnist_ae import checks, data, recipes
-from mnist_ae.ladder import RUNGS
-from mnist_ae.sweep import sweep
+from mnist_ae import ablations, baselines, checks, data, recipes
+from mnist_ae.sweep import collect, sweep
 
 TABLES = {"ten-digits": "ten_digits", "post": "seeds"}  # recipe: its table in figures/
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """check prints what papermill needs for these parameters, and the checksum of the data; sweep and ladder fill their
+    """check prints what papermill needs for these parameters, and the checksum of the data; the others fill their
     tables in figures/ and print them.
     """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)
-    parser.add_argument("task", choices=["check", "sweep", "ladder"])
+    parser.add_argument("task", choices=["check", "sweep", "ablations", "baselines"])
     defaults = {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}
     for name, default in (defaults | {"seeds": "10", "recipe": "ten-digits"}).items():
         parser.add_argument(f"--{name}", default=default)
@@ -33,17 +33,27 @@ def main(arguments: list[str] | None = None) -> None:
         numbers = " ".join(f"-p {name} {getattr(options, name)}" for name in ("epochs", "seed", "threads"))
         print(f"{raw} {numbers}\n{digits.checksum}")
         return
-    post = replace(recipes.POST, epochs=options.epochs)
-    table, chosen = TABLES[options.recipe], [post if options.recipe == "post" else recipes.TEN_DIGITS]
-    if options.task == "ladder":
-        table, chosen = "ladder", list(RUNGS.values())[-2::-1]  # the longest first; the top is a sweep's
+    run = partial(sweep, dataset=digits.name, device=options.device)
     try:
-        rows = sweep(chosen, seeds, dataset=digits.name, table=table, device=options.device)
+        if options.task == "sweep":
+            post = replace(recipes.POST, epochs=options.epochs)
+            rows = run([{"post": post}.get(options.recipe, recipes.TEN_DIGITS)], seeds, table=TABLES[options.recipe])
+        elif options.task == "ablations":
+            run(ablations.learning_rates(), [1000], table="learning_rates")
+            steps = ablations.RECONSTRUCTION + ablations.INFORMATION
+            rows = run(steps, seeds, table="ablations", score=baselines.of_codes)
+        else:
+            calls = [
+                partial(baselines.row, method, seed, digits.name)
+                for method in reversed(baselines.METHODS)  # the longest first
+                for seed in seeds
+            ]
+            rows = collect(calls, ["method", "seed"], dataset=digits.name, table="baselines")
     except (OSError, ModuleNotFoundError, BrokenExecutor) as error:  # no scheduler, no extra, a full disk or memory
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: finished runs are in the table, the others go on from their checkpoints")
-    print(rows.drop(columns="settings").to_string(index=False))
+    print(rows.drop(columns="settings", errors="ignore").to_string(index=False))
 
 
 def parse(options: argparse.Namespace) -> tuple[data.Digits, range]:

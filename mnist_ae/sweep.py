@@ -86,8 +86,8 @@ def collect(
 
 
 def read_table(table: str, dataset: str) -> pd.DataFrame:
-    """What `sweep` has left in this table for a data set ("ten_digits", "seeds" and "ladder" by make): where it writes
-    now, else among the committed ones; empty where there is none.
+    """What `collect` has left in this table for a data set (by make "ten_digits", "seeds", "ablations", "baselines"):
+    where it writes now, else among the committed ones; empty where there is none.
     """
     path = _path(table, dataset)
     committed = storage.HOME / "figures" / path.relative_to(storage.figures_folder("MNIST"))
@@ -158,7 +158,7 @@ def _row(recipe: Recipe, seed: int, dataset: str, device: str, score: Callable[[
         folder = storage.runs_folder() / "sweep" / experiment.run_folder(recipe, seed, digits).name
         result = experiment.run(recipe, seed, digits, folder, device=device, progress=False)
         more = score(result.model, digits)
-    matrix = np.array(result.metrics["train_matrix"])
+    matrix, losses = np.array(result.metrics["train_matrix"]), [row["loss"] for row in result.history]
     return {
         "recipe": recipe.name,
         "epochs": recipe.epochs,
@@ -166,7 +166,8 @@ def _row(recipe: Recipe, seed: int, dataset: str, device: str, score: Callable[[
         **result.metrics["accuracy"],
         **more,
         "dead_neurons": len(result.metrics["dead_neurons"]),
-        "loss": result.history[-1]["loss"],
+        "loss": losses[-1],
+        "last_fall": 1 - losses[-1] / losses[-2] if len(losses) > 1 else None,  # in the last epoch, as a share
         "seconds": round(result.seconds),
         **{name: result.metrics[name] for name in ("threads", "device", "torch")},
         "train_one_to_one": confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix)),

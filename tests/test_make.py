@@ -181,7 +181,7 @@ def wait_for(condition, seconds=300):
 
 
 LONG = ["run-notebooks", "refresh", "sweep", "test-unit"]  # a shell's or, loop and quotes, and no shell
-LIKEWISE = ["test-notebooks", "test-browser", "ladder", "bench"]
+LIKEWISE = ["test-notebooks", "test-browser", "ablations", "baselines", "bench"]
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import special
 from torch.nn import functional as F
 
-from mnist_ae import augment, baselines, confusion, ladder, losses, models, pseudo_labels, recipes, train
+from mnist_ae import ablations, augment, baselines, confusion, losses, models, pseudo_labels, recipes, storage, train
 from mnist_ae.recipes import Network, TenDigits
 
 TEACHER, STUDENT = recipes.TEN_DIGITS.teacher, recipes.TEN_DIGITS.students[0]
@@ -145,14 +146,37 @@ def test_settings_that_cannot_work_and_too_few_images_are_refused(make, message)
         make()
 
 
-@pytest.mark.parametrize("rung", [rung for rung in ladder.RUNGS.values() if isinstance(rung, Network)])
-def test_every_rung_of_one_network_trains(rung, digits, monkeypatch):
+@pytest.mark.parametrize("network", ablations.INFORMATION, ids=lambda network: network.name)
+def test_without_a_reconstruction_the_decoder_stays_as_it_was_born(network, digits, monkeypatch):
     monkeypatch.setattr(recipes, "LEAST_BATCHES", 1)
-    model, history = trained(rung, digits.train_images[:128])
+    model, history = trained(network, digits.train_images[:128])
     assert np.isfinite(history[-1]["loss"])
-    pairs = zip(model.decoder.parameters(), models.born(rung.model, 0).decoder.parameters(), strict=True)
-    changed = [not torch.equal(a, b) for a, b in pairs]
-    assert all(changed) == any(changed) == bool(rung.reconstruction), "a decoder learns where there is a reconstruction"
+    pairs = zip(model.decoder.parameters(), models.born(network.model, 0).decoder.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("recipe", ablations.RECONSTRUCTION, ids=lambda recipe: recipe.name)
+def test_reconstruction_alone_learns_to_reconstruct_with_the_code_that_it_says(recipe, digits):
+    images = digits.train_images
+    model, history = trained(replace(recipe, epochs=4), images)
+    codes = train.encode(model, images)
+    error = (train.decode(model, codes) - images / 255).square().mean()
+    assert error < 0.9 * (images / 255).var(dim=0, unbiased=False).mean(), "less than the mean image's"
+    if not recipe.augmented:  # it has learnt from the very images
+        assert error < 1.2 * history[-1]["loss"]
+    assert torch.allclose(codes.sum(dim=1), torch.ones(len(codes))) == (not recipe.free)
+
+
+def test_rates_are_those_with_the_lowest_loss_of_the_committed_table():
+    table = pd.read_csv(storage.HOME / "figures" / "learning_rates.csv").set_index("recipe")["loss"]
+    assert set(table.index) == {recipe.name for recipe in ablations.learning_rates()}
+    best = {}
+    for recipe in ablations.RECONSTRUCTION:
+        tried = {rate: table.get(f"{recipe.name}-{rate:g}") for rate in ablations.RATES[recipe.convolutions]}
+        if not recipe.augmented:
+            best[recipe.convolutions, recipe.free] = min(tried, key=tried.get)
+    for recipe in ablations.RECONSTRUCTION:
+        assert recipe.lr == best[recipe.convolutions, recipe.free], recipe.name
 
 
 def test_each_part_that_is_left_out_makes_another_model_and_a_seed_is_a_run(digits, monkeypatch):
