@@ -29,7 +29,7 @@ class Reconstruction:
     convolutions: bool
     free: bool
     augmented: bool = False
-    lr: float = 1e-3
+    lr: float = 0.001
     epochs: int = 10
 
     def model(self) -> nn.Module:
@@ -60,11 +60,11 @@ class Reconstruction:
 
 # One change a row. The rate is the one of RATES with which three epochs ended at the lowest loss (seed 1000).
 RECONSTRUCTION = (
-    Reconstruction("post-softmax", convolutions=False, free=False),
-    Reconstruction("softmax", convolutions=True, free=False),
-    Reconstruction("free", convolutions=True, free=True),
-    Reconstruction("augmented-softmax", convolutions=True, free=False, augmented=True),
-    Reconstruction("augmented-free", convolutions=True, free=True, augmented=True),
+    Reconstruction("post-softmax", convolutions=False, free=False, lr=0.3),
+    Reconstruction("softmax", convolutions=True, free=False, lr=0.003),
+    Reconstruction("free", convolutions=True, free=True, lr=0.01),
+    Reconstruction("augmented-softmax", convolutions=True, free=False, augmented=True, lr=0.003),
+    Reconstruction("augmented-free", convolutions=True, free=True, augmented=True, lr=0.01),
 )
 RATES = {False: (0.1, 0.3, 1.0, 3.0), True: (1e-3, 3e-3, 1e-2)}  # SGD's, AdamW's
 

@@ -62,7 +62,7 @@ def accuracy(method: str, digits: data.Digits, seed: int) -> float:
         if embedding:
             points = [embedding.fit_transform(points[0]), embedding.transform(points[1])]
         found = clusters(method, *points, seed)
-    return _one_to_one(digits, *found)
+    return one_to_one(digits, *found)
 
 
 def of_codes(model: nn.Module, digits: data.Digits) -> dict[str, float]:
@@ -73,10 +73,11 @@ def of_codes(model: nn.Module, digits: data.Digits) -> dict[str, float]:
     """
     points = [train.encode(model, images).double().numpy() for images in (digits.train_images, digits.test_images)]
     methods = {"k_means": K_MEANS, "mixture": PCA_MIXTURE}
-    return {name: _one_to_one(digits, *clusters(method, *points, 0)) for name, method in methods.items()}
+    return {name: one_to_one(digits, *clusters(method, *points, 0)) for name, method in methods.items()}
 
 
-def _one_to_one(digits: data.Digits, train_codes: ArrayLike, test_codes: ArrayLike) -> float:
+def one_to_one(digits: data.Digits, train_codes: ArrayLike, test_codes: ArrayLike) -> float:
+    """The accuracy of codes [N, 10] of the test images, one-to-one, mapping fitted on those of the training images."""
     labels = digits.train_labels, digits.test_labels
     return confusion.scores(*map(confusion.confusion_matrix, labels, (train_codes, test_codes)))["one_to_one"]
 
