@@ -5,7 +5,7 @@ EPOCHS  ?= 20#      1 to 10,000; of the post's network
 SEED    ?= 0#       a whole number
 DEVICE  ?= auto#    auto, cpu, cuda or mps
 THREADS ?= 2#       part of a run's identity: another number, other rounding
-SEEDS   ?= 10#      sweep, ablations and baselines only: how many seeds, counted from 0, or the first and the last, 10-19
+SEEDS   ?= 10#      not for notebooks: how many seeds, counted from 0, or the first and the last, 10-19
 RECIPE  ?= ten-digits# sweep only: ten-digits or post
 LAB     ?= #        lab only: options of JupyterLab, as --ip=0.0.0.0 --no-browser in a container
 
@@ -48,7 +48,7 @@ ifneq ($(if $(UNFIT),$(filter run-notebooks,$(MAKECMDGOALS))),)
 $(error MNIST_AE_OUT is '$(OUT)', and make cannot work with $(UNFIT) in it: choose another folder, or make a link to it)
 endif
 
-.PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ablations baselines bench lint clean FORCE
+.PHONY: help run-notebooks test test-unit test-notebooks test-browser refresh clean-notebooks lab sweep ablations baselines peers bench lint clean FORCE
 
 help: ## print the tasks
 	@echo "tasks:"
@@ -97,6 +97,9 @@ ablations: $(ENVIRONMENT) ## train what notebook 04 compares, for SEEDS seeds, i
 
 baselines: $(ENVIRONMENT) ## clustering and the same network with labels, for SEEDS seeds, into figures/baselines.csv
 	@$(TASK) baselines $(PARAMETERS) --seeds="$$SEEDS"
+
+peers: $(ENVIRONMENT) ## deep clustering by clustpy, which pip install -e '.[peers]' brings, into figures/baselines.csv
+	@$(TASK) peers $(PARAMETERS) --seeds="$$SEEDS"
 
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)
 	$(SUPERVISE) -m tests.bench --threads="$$THREADS"

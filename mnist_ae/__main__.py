@@ -1,4 +1,4 @@
-"""`python -m mnist_ae check|sweep|ablations|baselines`, called by the Makefile."""
+"""`python -m mnist_ae check|sweep|ablations|baselines|peers`, called by the Makefile."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     tables in figures/ and print them.
     """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)
-    parser.add_argument("task", choices=["check", "sweep", "ablations", "baselines"])
+    parser.add_argument("task", choices=["check", "sweep", "ablations", "baselines", "peers"])
     defaults = {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}
     for name, default in (defaults | {"seeds": "10", "recipe": "ten-digits"}).items():
         parser.add_argument(f"--{name}", default=default)
@@ -43,11 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
             steps = ablations.RECONSTRUCTION + ablations.INFORMATION
             rows = run(steps, seeds, table="ablations", score=baselines.of_codes)
         else:
-            calls = [
-                partial(baselines.row, method, seed, digits.name)
-                for method in reversed(baselines.METHODS)  # the longest first
-                for seed in seeds
-            ]
+            methods = {"baselines": baselines.METHODS[::-1], "peers": baselines.PEERS}[options.task]  # longest first
+            calls = [partial(baselines.row, method, seed, digits.name) for method in methods for seed in seeds]
             rows = collect(calls, ["method", "seed"], dataset=digits.name, table="baselines")
     except (OSError, ModuleNotFoundError, BrokenExecutor) as error:  # no scheduler, no extra, a full disk or memory
         sys.exit(f"error: {error}")

@@ -22,6 +22,11 @@ from mnist_ae import checks, codes, confusion, data, models, recipes, sweep, tra
 K_MEANS, PCA_MIXTURE, UMAP_MIXTURE = "k-means on pixels", "PCA + Gaussian mixture", "UMAP + Gaussian mixture"
 CEILING = "the same network, trained with labels"
 METHODS = K_MEANS, PCA_MIXTURE, UMAP_MIXTURE, CEILING
+# Of clustpy (the extra `peers`), with its own settings, but 20 epochs where it has 100 or 150: {name: (class, epochs)}.
+PEERS = {
+    "DEC (clustpy)": ("DEC", {"pretrain_epochs": 20, "clustering_epochs": 20}),
+    "N2D (clustpy)": ("N2D", {"pretrain_epochs": 20}),
+}
 
 
 def clusters(method: str, train_points: ArrayLike, test_points: ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,14 +47,23 @@ def clusters(method: str, train_points: ArrayLike, test_points: ArrayLike, seed:
 def accuracy(method: str, digits: data.Digits, seed: int) -> float:
     """The share of the test images that a method gets right: one-to-one, mapping fitted on the training labels.
 
-    method: one of METHODS, else ValueError. Mixtures are those of 50 principal components, or of a UMAP embedding in 10
+    method: one of METHODS or PEERS, else ValueError; a peer is scored on the training images, where it has to be: t-SNE
+    has no place for others. Mixtures are those of 50 principal components, or of a UMAP embedding in 10
     dimensions (15 neighbours, no least distance), into which test images are placed after it was fitted.
 
     >>> accuracy(K_MEANS, data.load("digits"), seed=0) > 0.5
     True
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if method not in (*METHODS, *PEERS):
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join((*METHODS, *PEERS))}")
+    if method in PEERS:
+        from clustpy import deep
+
+        kind, epochs = PEERS[method]
+        model = getattr(deep, kind)(n_clusters=10, random_state=seed, device=torch.device("cpu"), **epochs)
+        found = np.eye(10)[model.fit(checks.pixels(digits.train_images).flatten(1).numpy()).labels_]
+        matrix = confusion.confusion_matrix(digits.train_labels, found)
+        return confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix))
     if method == CEILING:
         model = ceiling(digits.train_images, digits.train_labels, seed=seed)
         found = [train.encode(model, images) for images in (digits.train_images, digits.test_images)]
