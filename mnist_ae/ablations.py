@@ -52,6 +52,7 @@ class Reconstruction:
         adamw, sgd = partial(torch.optim.AdamW, weight_decay=1e-4), partial(torch.optim.SGD, momentum=0.9)
         optimizer = partial(adamw if self.convolutions else sgd, lr=self.lr, fused=True)
         options = {"epochs": self.epochs, "schedule": self.schedule, "batch_size": BATCH}
+        images = checks.as_images(images)
         model = trainer.fit("reconstruction", self.model, images, self.loss, optimizer, **options)
         if self.augmented:
             read_as_they_are(model, images)

@@ -1,5 +1,5 @@
-"""Random changes that leave a digit what it is, each image with a draw of its own; and what an encoder reads of an
-image besides its pixels: its canonical form, without slant, and its holes.
+"""Augmentation: affine, random crops, channel dropout, each image with random numbers of its own; and input channels of
+an encoder: the canonical form of an image, without slant, and its filled holes.
 """
 
 import math
@@ -49,22 +49,22 @@ def _fetch(images: Tensor, places: Tensor) -> Tensor:
 def canonical(images: Tensor) -> Tensor:
     """Each image without its slant, in the middle: float [N, 1, H, W] in [0, 1] -> the same.
 
-    Moved so that the centre of its ink is the centre of the image, and sheared sideways so that in the ink x and y are
-    uncorrelated, by MOST_SLANT pixels a pixel of height at most. (LeCun et al. 1998; the moments are those of Teague
-    1980.) A blank image stays as it is.
+    Moved so that its centre of intensity is the centre of the image, and sheared sideways so that x and y, weighted by
+    intensity, are uncorrelated, by MOST_SLANT pixels a pixel of height at most. (LeCun et al. 1998; the moments are
+    those of Teague 1980.) A blank image stays as it is.
 
     >>> slanted = torch.eye(5)[None, None]
     >>> canonical(slanted)[0, 0].argmax(dim=1)
     tensor([2, 2, 2, 2, 2])
     """
-    ink = images[:, 0] + 1e-12  # a blank image has its centre in the middle
-    height, width = ink.shape[1:]
-    y, x = (torch.arange(size, device=ink.device) - (size - 1) / 2 for size in (height, width))
-    mass = ink.sum((1, 2))
-    centre_x, centre_y = (ink.sum(1) @ x) / mass, (ink.sum(2) @ y) / mass
+    intensity = images[:, 0] + 1e-12  # a blank image has its centre in the middle
+    height, width = intensity.shape[1:]
+    y, x = (torch.arange(size, device=intensity.device) - (size - 1) / 2 for size in (height, width))
+    mass = intensity.sum((1, 2))
+    centre_x, centre_y = (intensity.sum(1) @ x) / mass, (intensity.sum(2) @ y) / mass
     dx, dy = x - centre_x[:, None], y - centre_y[:, None]
-    covariance = torch.einsum("nyx,ny,nx->n", ink, dy, dx) / mass
-    variance = torch.einsum("nyx,ny->n", ink, dy**2) / mass
+    covariance = torch.einsum("nyx,ny,nx->n", intensity, dy, dx) / mass
+    variance = torch.einsum("nyx,ny->n", intensity, dy**2) / mass
     slant = (covariance / variance.clamp_min(1)).clamp(-MOST_SLANT, MOST_SLANT)
     one, none = torch.ones_like(mass), torch.zeros_like(mass)
     fetched_x = torch.stack([one, slant * height / width, 2 * centre_x / width], dim=1)  # in halves of its size
@@ -74,11 +74,11 @@ def canonical(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def holes(images: Tensor) -> Tensor:
-    """What the strokes of each image enclose: [N, 1, H, W], uint8 or float in [0, 1] -> the same.
+    """The filled-hole channel, what the strokes enclose: [N, 1, H, W], uint8 or float in [0, 1] -> the same.
 
-    An image is a landscape, ink is high, and it is flooded from the border over the lowest passes. How much higher than
-    the ground the water stands where it has to climb over ink is the hole: 0.9 inside of a ring drawn with 0.9, 0 in
-    a ring with a gap. (Grey-scale reconstruction by erosion, Vincent 1993.)
+    An image is a landscape, intensity its height, and it is flooded from the border over the lowest passes. How much
+    higher than the ground the water stands where it has to climb over strokes is the hole: 0.9 inside of a ring of
+    intensity 0.9, 0 in a ring with a gap. (Grey-scale reconstruction by erosion, Vincent 1993.)
 
     >>> ring = F.pad(torch.ones(1, 1, 3, 3), (1, 1, 1, 1))
     >>> ring[0, 0, 2, 2] = 0
@@ -101,9 +101,8 @@ def holes(images: Tensor) -> Tensor:
 
 
 def band(count: int, generator: torch.Generator) -> Tensor:
-    """What `count` images show: bool [N, 1, 28, 28], for half of them a band of rows or of columns, else all.
-
-    The band is 12 to 18 pixels wide and lies in the middle 24, where the ink of MNIST is.
+    """The mask of a random crop for each of `count` images: bool [N, 1, 28, 28], for half of them a band of rows or of
+    columns, else all. The band is 12 to 18 pixels wide and lies in the middle 24, where the strokes of MNIST are.
 
     >>> shown = band(100, torch.Generator().manual_seed(0))
     >>> int(shown.flatten(1).sum(1).min()) // 28, int(shown.all(3).all(2).sum())
@@ -119,8 +118,8 @@ def band(count: int, generator: torch.Generator) -> Tensor:
 
 
 def view(x: Tensor, generator: torch.Generator, *, bands: bool) -> Tensor:
-    """An augmented copy of what an encoder reads, float [N, C, 28, 28] -> the same: moved by `affine`, with the
-    channels after the first hidden in three of ten images, and with `bands` half of the images cut to a `band`.
+    """An augmented copy of an encoder's input, float [N, C, 28, 28] -> the same: moved by `affine`, with channel
+    dropout (after the first, in three of ten images), and with `bands` random crops (a `band` of half of the images).
 
     >>> view(torch.zeros(2, 2, 28, 28), torch.Generator(), bands=True).shape
     torch.Size([2, 2, 28, 28])

@@ -70,8 +70,8 @@ def pixels(images: Tensor) -> Tensor:
 def as_images(images: ArrayLike) -> Tensor:
     """Images of NumPy or torch, [N, 28, 28] or [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> [N, 1, 28, 28].
 
-    Background is dark, ink is bright: warns where the border of most images is bright. ValueError for other shapes and
-    types.
+    Background is dark, strokes are bright: warns where the border of most images is bright. ValueError for other shapes
+    and types.
 
     >>> as_images(np.zeros((3, 28, 28))).shape
     torch.Size([3, 1, 28, 28])
@@ -90,7 +90,7 @@ def as_images(images: ArrayLike) -> Tensor:
         raise ValueError(f"images must be grey and of 28 x 28 pixels, [N, 28, 28] or [N, 1, 28, 28], got {shape}")
     border = torch.cat([images[:, 0, [0, -1]].flatten(1), images[:, 0, :, [0, -1]].flatten(1)], dim=1).float().mean(1)
     if len(images) and border.median() > 0.6 * (255 if images.dtype == torch.uint8 else 1):
-        warnings.warn("most images have a bright border: ink must be bright on dark, invert what is not", stacklevel=3)
+        warnings.warn("most images have a bright border: they must be bright on dark, so invert them", stacklevel=3)
     return images
 
 

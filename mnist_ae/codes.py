@@ -1,4 +1,4 @@
-"""What codes and drawings look like: groups, likeness, neighbours, a map."""
+"""Codes and decoded images: means of groups, correlations, neighbours, a map."""
 
 import os
 import warnings
@@ -24,19 +24,20 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> np.ndarray:
     return means
 
 
-def correlations(drawings: ArrayLike, averages: ArrayLike) -> np.ndarray:
-    """Pearson's correlation, over the pixels, of each drawing with each average image: float64 [A, B], -1 to 1.
+def correlations(decoded: ArrayLike, averages: ArrayLike) -> np.ndarray:
+    """Pearson's correlation, over the pixels, of each decoded image with each average image: float64 [A, B].
 
-    drawings: [A, ...] and averages: [B, ...], of the same pixels. 1 means: the same picture up to brightness and
-    contrast, which is fair to a sigmoid that cannot reach the target's black and white. NaN for a NaN or flat image.
+    decoded: [A, ...] and averages: [B, ...], of the same pixels. 1 means: the same picture up to brightness and
+    contrast, which is fair to a sigmoid that cannot reach the target's darkest and brightest values; -1 its negative.
+    NaN for a NaN or flat image.
 
     >>> correlations([[0, 1, 0, 1]], [[0, 2, 0, 2], [1, 0, 1, 0]]).round(2)
     array([[ 1., -1.]])
     """
-    drawings, averages = (np.asarray(images, dtype=np.float64) for images in (drawings, averages))
+    decoded, averages = (np.asarray(images, dtype=np.float64) for images in (decoded, averages))
     with np.errstate(invalid="ignore", divide="ignore"):
-        both = np.corrcoef(drawings.reshape(len(drawings), -1), averages.reshape(len(averages), -1))
-    return both[: len(drawings), len(drawings) :]
+        both = np.corrcoef(decoded.reshape(len(decoded), -1), averages.reshape(len(averages), -1))
+    return both[: len(decoded), len(decoded) :]
 
 
 def neighbours(codes: ArrayLike, index: int, count: int) -> np.ndarray:
@@ -68,10 +69,11 @@ def nearest_agrees(codes: ArrayLike, labels: ArrayLike) -> np.ndarray:
 
 
 def plane(codes: ArrayLike, seed: int = 0) -> np.ndarray:
-    """Codes [N, 10] laid out in the plane by UMAP: float [N, 2]. ValueError for less than 17 codes.
+    """Codes [N, 10] embedded in the plane by UMAP: float [N, 2]. ValueError for less than 17 codes.
 
     UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the square roots of the codes: their distance is
-    Hellinger's, made for probabilities. The same seed gives the same picture on the same machine.
+    Hellinger's, made for probabilities. In the plane, neighbours mean something and distances nothing. The same seed
+    gives the same picture on the same machine.
     """
     codes = np.asarray(codes)
     if len(codes) < 17:

@@ -1,7 +1,8 @@
-"""Reading the codes: which neuron fires for which digit, which digit it stands for, and how often that is right.
+"""Confusion matrix of digits and neurons, mappings from neurons to digits, accuracy.
 
 The matrix is not a classical confusion matrix: its rows are digits, its columns neurons, and their order is arbitrary.
-A mapping gives each neuron its digit: int [10], mapping[neuron] = digit.
+A mapping gives each neuron its digit: int [10], mapping[neuron] = digit. One-to-one (Hungarian matching, the accuracy
+known as ACC), each digit has a neuron of its own; many-to-one (majority vote, purity), a digit may have any number.
 """
 
 import numpy as np
@@ -105,10 +106,10 @@ def dead_neurons(matrix: ArrayLike) -> list[int]:
 
 
 def scores(train_matrix: ArrayLike, test_matrix: ArrayLike) -> dict[str, float]:
-    """The accuracy on the test images, read four ways.
+    """The accuracy on the test images, with four mappings.
 
-    many_to_one, one_to_one: mapping fitted on the training images, frozen, scored on the test images (strict).
-    many_to_one_same, one_to_one_same: fitted and scored on the same test images (many_to_one_same is the post's).
+    many_to_one, one_to_one: mapping fitted on the training labels, frozen, scored on the test images.
+    many_to_one_same, one_to_one_same: mapping fitted on the test labels, too (the post has many_to_one_same).
 
     >>> scores(np.eye(10), np.eye(10))["one_to_one"]
     1.0

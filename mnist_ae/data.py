@@ -52,7 +52,7 @@ class DataUnavailable(DataError):
 
 @dataclass(frozen=True)
 class Digits:
-    """A data set. images: uint8 [N, 1, 28, 28], 0 background to 255 ink; labels: int64 [N], 0 to 9.
+    """A data set. images: uint8 [N, 1, 28, 28], 0 (background) to 255; labels: int64 [N], 0 to 9.
 
     Made from what `checks.as_images` and `as_labels` take. ValueError for what cannot be learned from or scored.
     """
@@ -86,7 +86,8 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
 
     name: "MNIST", "FashionMNIST", "KMNIST", "digits" (scikit-learn's bundled 8x8 digits, scaled up), or "auto": MNIST,
         and with a warning the bundled digits where MNIST is neither on disk nor downloadable. Or that of a data set of
-        your own: a folder beside MNIST's with the same four files, of as many images as you like.
+        your own: a folder beside MNIST's with the same four files, bright on dark, each digit in both parts, at least
+        LEAST images in each.
     root: the folder that holds (or will hold) NAME/raw/train-images-idx3-ubyte and so on, as torchvision lays it out;
         by default $MNIST_AE_DATA (a relative path counts from the repository, since notebooks run in a subfolder),
         else `data/` in the repository. Other spellings of these names are read, too: see `_places`.
@@ -136,7 +137,7 @@ def _load_own(name: str, root: Path) -> Digits:
     for part, least in LEAST.items():
         found = getattr(digits, f"{part}_labels").bincount(minlength=10)
         if (brightest := getattr(digits, f"{part}_images").max()) < 128:
-            raise DataError(f"{name}: its brightest {part} pixel is {brightest}, where 255 is ink and 0 background")
+            raise DataError(f"{name}: its brightest {part} pixel is {brightest} of 255: too dark")
         if missing := (found == 0).nonzero().flatten().tolist():
             lacking = " and no ".join(map(str, missing))
             raise DataError(f"{name} has no {lacking} among its {part} labels: all ten digits must be in both parts")

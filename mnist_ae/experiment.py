@@ -141,9 +141,9 @@ def _check_model(recipe: Recipe) -> None:
         codes = train.encode(model, blank)
         if codes.shape != (2, 10):
             raise ValueError(f"codes of 2 images must be [2, 10], not {list(codes.shape)}")
-        drawn = train.decode(model, codes)
-        if drawn.shape != blank.shape:
-            raise ValueError(f"2 decoded codes must be [2, 1, 28, 28], not {list(drawn.shape)}")
+        decoded = train.decode(model, codes)
+        if decoded.shape != blank.shape:
+            raise ValueError(f"2 decoded codes must be [2, 1, 28, 28], not {list(decoded.shape)}")
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # layers that do not fit, no encoder at all
         raise ValueError(f"the model of recipe {recipe.name!r} cannot be scored: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What the label-free recipe asks of codes: to be sure, to use all neurons, to stay the same under augmentation.
+"""The terms of the label-free objective: mutual information of image and neuron, consistency under augmentation.
 
 A code is a softmax: float [N, 10], not negative, each row with sum 1. All values are in nats.
 """
@@ -21,12 +21,12 @@ def entropy(codes: Tensor) -> Tensor:
 def mutual_information(codes: Tensor, balance: float = 1.0) -> Tensor:
     """balance * H(mean code) - mean H(code), the means over N: codes [..., N, 10] -> [...], at most balance * log(10).
 
-    With balance 1 it is the mutual information of image and neuron. Its first term is largest where all neurons are
-    used equally often, its second where each code is one-hot. (Bridle, Heading and MacKay 1991, RIM; IMSAT has balance
-    4.)
+    With balance, the weight of the marginal entropy, at 1 it is the mutual information of image and neuron. Its first
+    term is largest where all neurons are used equally often, its second where each code is one-hot. (Bridle, Heading
+    and MacKay 1991; RIM; IMSAT, with balance 4.)
 
     >>> from torch import eye
-    >>> mutual_information(eye(10)).round(decimals=2)  # sure, and all neurons are used
+    >>> mutual_information(eye(10)).round(decimals=2)  # one-hot, and all neurons are used
     tensor(2.3000)
     """
     return balance * entropy(codes.mean(-2)) - entropy(codes).mean(-1)

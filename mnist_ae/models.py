@@ -30,7 +30,7 @@ class PostAutoencoder(nn.Module):
     activations: True for the network of the published notebook, whose 40.53 % we reproduce; its code is a softmax
         (ten numbers in [0, 1], sum 1) and its output a sigmoid (in (0, 1)). False for the post's listing read
         literally: no non-linearity anywhere, so encoder and decoder are affine maps.
-    reachable: True to read and draw pixels in [0, 1], which a sigmoid can reach, in place of normalised ones.
+    reachable: True to encode and reconstruct pixels in [0, 1], which a sigmoid can reach, in place of normalised ones.
     """
 
     def __init__(self, activations: bool = True, reachable: bool = False):
@@ -65,7 +65,7 @@ class PostAutoencoder(nn.Module):
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
-        """images: uint8 in 0..255 or floating in [0, 1] -> what the network reads and draws, in about -0.42..2.82."""
+        """images: uint8 in 0..255 or floating in [0, 1] -> input and target of the network, in about -0.42..2.82."""
         return (checks.pixels(images) - PIXEL_MEAN) / PIXEL_STD
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _transposed_pair(maps: Tensor, first: nn.ConvTranspose2d, second: nn.ConvTra
 
     Nothing stands between the two, so they are one transposed convolution, with a K x K kernel (K = 9 here). CPUs are
     slow at those and fast at matrix products, so each row of pixels goes through one matrix (a Toeplitz matrix: the
-    kernel, shifted), which draws the K rows that it reaches; then overlapping rows are added up.
+    kernel, shifted), which makes the K rows that it reaches; then overlapping rows are added up.
     """
     (n, c, h, w), k = maps.shape, first.kernel_size[0] + second.kernel_size[0] - 1
     width = w + k - 1
@@ -136,7 +136,7 @@ class TenNeurons(nn.Module):
     encoder: what `normalise` gives -> code [N, 10], a softmax: convolutions that halve the image, with batch
     normalisation, and two linear layers. decoder: code -> images; it sees ten numbers and nothing else.
     heads: codes that are learned side by side, of which the first is the code. deeper: True for a fourth convolution.
-    canonical: True to read images without slant; holes: True to read what the strokes enclose, too.
+    Input channels: the image, with canonical without its slant; with holes a second one, what its strokes enclose.
     """
 
     def __init__(self, heads: int = 1, deeper: bool = False, canonical: bool = True, holes: bool = True):
@@ -165,7 +165,7 @@ class TenNeurons(nn.Module):
         self.to(memory_format=torch.channels_last)  # a tenth to a third faster on CPUs
 
     def normalise(self, images: Tensor) -> Tensor:
-        """images: [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> what the encoder reads, in [0, 1]:
+        """images: [N, 1, 28, 28], uint8 in 0..255 or floating in [0, 1] -> the encoder's input, in [0, 1]:
         [N, 1, 28, 28], with holes [N, 2, 28, 28].
         """
         x = checks.pixels(images)
@@ -177,8 +177,8 @@ class TenNeurons(nn.Module):
 
 
 def log_codes(model: nn.Module, x: Tensor) -> Tensor:
-    """The logarithm of the codes of what the encoder reads, float [N, C, 28, 28] in [0, 1]: [heads, N, 10], exact where
-    a code rounds to 0.
+    """The logarithm of the codes of the encoder's input, float [N, C, 28, 28] in [0, 1]: [heads, N, 10], exact where a
+    code rounds to 0.
 
     >>> model, x = TenNeurons(), torch.rand(2, 2, 28, 28)
     >>> torch.allclose(log_codes(model, x)[0].exp(), model.encoder(x))

@@ -1,4 +1,4 @@
-"""Answers to learn from when there are no labels: what several networks, or neighbouring images, say together.
+"""Pseudo-labels: aggregated predictions of several networks, or of neighbouring images.
 
 codes: float [N, 10], each row with sum 1; pseudo-labels are the same.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from mnist_ae.losses import mutual_information
 
 MERGED = 0.06  # nats of mutual information less than the best: such a code has merged two digits and split one
-DOUBT = 1e-4  # the least probability that a witness gives to an answer
+DOUBT = 1e-4  # the least probability of a digit: no prediction rules one out
 
 
 def align(predictions: list[Tensor]) -> list[Tensor]:
@@ -33,10 +33,11 @@ def align(predictions: list[Tensor]) -> list[Tensor]:
 def aggregate(predictions: list[Tensor], rounds: int = 10) -> Tensor:
     """The pseudo-labels [N, 10] of several networks' codes of the same images (Dawid and Skene 1979, codes for counts).
 
-    Each network has habits: one takes barred 7s for 2s, another for 9s. In turn, their confusion matrices are estimated
-    from the answers so far, and the answers from what each says and is known to confuse: a 2 from the one and a 9 from
-    the other make a 7, where a vote is lost. The last evidence is the networks' mean, not their sum, since they do not
-    err independently.
+    Each network confuses other digits: which one a rare style goes to (7s with a bar, 9s with a curled tail) is decided
+    by chance in its first steps. In turn, the annotators' confusion matrices are estimated from the answers so far, and
+    the answers from the predictions and those matrices: where one network takes barred 7s for 2s and another for 9s, a
+    2 and a 9 make a 7, and a vote would be lost. The last evidence is the networks' mean, not their sum, since their
+    errors are not independent.
 
     >>> one = torch.eye(10).repeat(20, 1)
     >>> torch.equal(aggregate([one, one.flip(1)]).argmax(dim=1), one.argmax(dim=1))
@@ -45,7 +46,7 @@ def aggregate(predictions: list[Tensor], rounds: int = 10) -> Tensor:
     predictions = align(predictions)
     answers = sum(predictions) / len(predictions)
     for _ in range(rounds):
-        confusions = [answers.T @ codes + 1e-5 * len(codes) for codes in predictions]  # [answer, what it says]
+        confusions = [answers.T @ codes + 1e-5 * len(codes) for codes in predictions]  # [answer, prediction]
         likelihoods = [(confusion / confusion.sum(dim=1, keepdim=True)).log() for confusion in confusions]
         evidence = sum(codes @ likelihood.T for codes, likelihood in zip(predictions, likelihoods, strict=True))
         frequency = answers.mean(0).clamp_min(1e-3).log()
@@ -69,7 +70,7 @@ def nearest_neighbours(images: Tensor, count: int) -> Tensor:
 
 
 def agree(codes: Tensor, nearest: Tensor) -> Tensor:
-    """What an image's code and the mean code of its neighbours, at the places [N, K], say together: their product.
+    """An image's code times the mean code of its neighbours, at the places [N, K], normalised: float [N, 10].
 
     >>> codes = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8]])
     >>> agree(codes, torch.tensor([[1, 2], [0, 2], [0, 1]]))[0].round(decimals=2)

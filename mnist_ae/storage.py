@@ -36,7 +36,7 @@ def runs_folder() -> Path:
 
 
 def figures_folder(dataset: str) -> Path:
-    """What the notebooks draw: `figures/` for MNIST, `figures/NAME/` for others, so that MNIST's stay as they are."""
+    """Figures and tables: `figures/` for MNIST, `figures/NAME/` for others, so that MNIST's stay as they are."""
     return named(os.environ.get("MNIST_AE_OUT", "")) / "figures" / ("" if dataset == "MNIST" else dataset)
 
 

@@ -1,4 +1,4 @@
-"""The one way to train, and the way back out: Trainer, encode, reconstruct, decode. Nothing here ever sees a label."""
+"""The one way to train, and inference: Trainer, encode, reconstruct, decode. Nothing here ever sees a label."""
 
 import math
 import time
@@ -27,7 +27,7 @@ class Batch:
     images: Tensor
     index: Tensor  # int64 [B] on the CPU, their places in the training set
     epoch: int  # from 1
-    generator: torch.Generator  # on the CPU, for what a loss draws
+    generator: torch.Generator  # on the CPU, for the random numbers of a loss
 
 
 class Trainer(AbstractContextManager):
@@ -41,7 +41,7 @@ class Trainer(AbstractContextManager):
 
     history: a dict for each epoch so far: stage, epoch (from 1), loss (mean over its images), last_batch_loss (what the
     post prints), seconds. seconds: what all took, without interruptions. continued: the epochs that were in the file.
-    notes: {stage: codes of the training images}, what a recipe says of its way for those who look.
+    notes: {stage: codes of the training images}, the predictions of a recipe's stages, to be scored after training.
     """
 
     def __init__(
@@ -210,8 +210,8 @@ def batches(
 
 @torch.no_grad()
 def move_average(average: nn.Module, model: nn.Module, step: int) -> None:
-    """Move the weights of `average` towards those of `model`: about the mean of the last tenth of the steps so far, or
-    of the last 200 where that is less.
+    """One step of an exponential moving average (EMA) of the weights of `model`, kept in `average`: about the mean of
+    the last tenth of the steps so far, or of the last 200 where that is less.
     """
     share = 1 / min(2 + step / 10, 200)
     for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
@@ -242,13 +242,13 @@ def encode(model: nn.Module, images: ArrayLike) -> Tensor:
 
 
 def reconstruct(model: nn.Module, images: ArrayLike) -> Tensor:
-    """What the model draws of images (as for `encode`), in its own normalised units: float32 [N, 1, 28, 28]."""
+    """The reconstructions of images (as for `encode`), in the model's own normalised units: float32 [N, 1, 28, 28]."""
     return in_batches(model, lambda batch: model(model.normalise(batch)), checks.as_images(images))
 
 
 @torch.no_grad()
 def decode(model: nn.Module, codes: ArrayLike) -> Tensor:
-    """What the decoder draws for codes [N, 10], in the model's normalised units: float32 [N, 1, 28, 28].
+    """The decoded images of codes [N, 10], in the model's own normalised units: float32 [N, 1, 28, 28].
 
     ValueError for codes of another shape.
     """

@@ -48,9 +48,10 @@ def test_every_part_runs_and_makes_the_rows_that_the_readme_names(digits, monkey
     bench.main()
     table = pd.read_csv(tmp_path / "out" / "figures" / "bench.csv")
     made = set((table["section"] + ": " + table["what"]).str.replace("64 images", "10,000 images"))
-    named = re.findall(r"^\| .+ \| [\d.]+ \| `([^:`]+: .+)` \|$", (storage.HOME / "README.md").read_text(), re.M)
-    assert len(named) > 10
-    assert made - {f"growth: {count} images" for count in ("7,500", "30,000", "60,000")} == set(named)
+    committed = pd.read_csv(storage.HOME / "figures" / "bench.csv")
+    named = re.findall(r"\(`([^:`]+: [^`]+)`\)", (storage.HOME / "README.md").read_text())
+    assert set(named) <= made <= set(committed["section"] + ": " + committed["what"])
+    assert len(named) >= 3
     assert table["ratio"].gt(0).all()
     assert table["peak_megabytes"].max() > 100
     assert (tmp_path / "out" / "figures" / "bench.png").exists()

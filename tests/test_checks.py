@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mnist_ae import baselines, checks, codes, confusion, data, experiment, models, recipes, sweep, train
+from mnist_ae import ablations, baselines, checks, codes, confusion, data, experiment, models, recipes, sweep, train
 
 DIGITS, BLANK = [0, 3, 9], torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
 TAKEN_LABELS = {
@@ -58,7 +58,7 @@ TAKE_IMAGES = [
     lambda images: recipes.with_inputs(models.TenNeurons, images),
     lambda images: recipes.POST.train(train.Trainer(progress=False), images),
     lambda images: recipes.TEN_DIGITS.train(train.Trainer(progress=False), images),
-    lambda images: baselines.clusters("k-means on pixels", images, images, 0),
+    lambda images: ablations.RECONSTRUCTION[0].train(train.Trainer(progress=False), images),
 ]
 REFUSED = [
     (checks.as_labels, [0, float("nan"), 9], "labels must be whole numbers from 0 to 9, got nan at place 1$"),
@@ -144,7 +144,7 @@ def test_images_are_images_in_any_spelling(spelling, model, digits):
 def test_dark_ink_on_white_paper_is_named(digits, model):
     white = 255 - digits.test_images[:50]
     for use in (lambda: digits_with(test_images=white[:3]), lambda: train.encode(model, white.numpy()[:, 0] / 255)):
-        with pytest.warns(UserWarning, match="most images have a bright border: ink must be bright on dark"):
+        with pytest.warns(UserWarning, match="most images have a bright border: they must be bright on dark"):
             use()
     train.encode(model, torch.cat([digits.test_images[:30], white[:20]]))  # warnings are errors here
 

@@ -164,7 +164,7 @@ def test_a_name_without_a_folder_of_its_own_or_that_is_no_text_is_refused(tmp_pa
         ({"test_digits": range(9)}, " has no 9 among its test labels: all ten digits must be in both parts"),
         ({"train": 127}, " has 127 train images: at least 128 are needed"),
         ({"test": 19}, " has 19 test images: at least 20 are needed"),
-        ({"darker": 200}, ": its brightest train pixel is 0, where 255 is ink and 0 background"),
+        ({"darker": 200}, ": its brightest train pixel is 0 of 255: too dark"),
     ],
 )
 def test_data_that_a_notebook_would_fail_on_after_minutes_are_refused_at_once(tmp_path, monkeypatch, files, message):
