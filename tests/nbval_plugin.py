@@ -1,20 +1,25 @@
-"""How `make test-notebooks` runs nbval: in a folder of its own, so that every notebook trains for real, and on MNIST.
+"""How `make test-notebooks` runs nbval: on MNIST, in a folder of its own, with a copy of the runs that are finished.
 
-Loaded with `pytest -p tests.nbval_plugin --nbval`.
+A run is found by its recipe, seed, data, code, torch, threads and device: what `make run-notebooks` has trained is not
+trained again, and what differs in any of these, as on a clean checkout, is trained for real. Loaded with
+`pytest -p tests.nbval_plugin --nbval`.
 """
 
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 from matplotlib import font_manager  # noqa: F401 - makes its folder and cache here: a kernel that has to says so on stderr
 
-from mnist_ae import data
+from mnist_ae import data, storage
 
 
 def pytest_configure(config):
     out = config.stash[OUT] = tempfile.mkdtemp(prefix="mnist-ae-")
+    for finished in storage.runs_folder().glob("*-epochs-seed-*/metrics.json"):
+        shutil.copytree(finished.parent, Path(out) / "runs" / finished.parent.name)
     os.environ["MNIST_AE_OUT"] = out
 
 
