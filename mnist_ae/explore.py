@@ -1,8 +1,8 @@
-"""Try a trained autoencoder by hand, in JupyterLab: sliders, test images, the mouse, a walk between two digits.
+"""Try a trained autoencoder by hand, in JupyterLab: sliders, test images, the mouse, interpolation between two digits.
 
 Each function returns a widget that needs a live kernel; the notebooks show a figure of the same beside it. `names` are
-ten, one a neuron. Drawings are shown as the decoder makes them, cut off at 0 (white) and 1 (black): the post's network
-draws in its normalised units, darker than the image.
+ten, one a neuron. Decoded images are cut off at 0 (white) and 1 (black): those of the post's network are in normalised
+units, darker than the image.
 """
 
 import io
@@ -22,7 +22,7 @@ from mnist_ae.data import Digits
 
 CANVAS = 280  # pixels, ten for each one of an MNIST image
 PEN = 24
-ANSWER_EVERY = 0.05  # seconds: a mouse reports faster than a drawing can be read
+ANSWER_EVERY = 0.05  # seconds: a mouse reports faster than an image can be encoded
 
 
 def png(images: Sequence[ArrayLike], scale: int = 5) -> bytes:
@@ -41,9 +41,9 @@ def like_mnist(strokes: Sequence[Sequence[tuple[float, float]]]) -> Tensor:
     """Lines drawn with a pen, each a sequence of points (x, y) in 0..280 -> uint8 [1, 1, 28, 28], as MNIST has them.
 
     As LeCun, Cortes and Burges prepared theirs: scaled to fit a square of 20 pixels, its shape kept, then moved so that
-    the centre of mass of the ink is the centre of the image. Without a point: an empty image.
+    the centre of mass is the centre of the image. Without a point: an empty image.
 
-    >>> like_mnist([[(140, 40), (140, 240)]])[0, 0].any(dim=1).sum()  # rows with ink
+    >>> like_mnist([[(140, 40), (140, 240)]])[0, 0].any(dim=1).sum()  # rows that are not blank
     tensor(20)
     """
     sheet = Image.new("L", (CANVAS, CANVAS))
@@ -54,30 +54,30 @@ def like_mnist(strokes: Sequence[Sequence[tuple[float, float]]]) -> Tensor:
             pen.ellipse((x - PEN / 2, y - PEN / 2, x + PEN / 2, y + PEN / 2), fill=255)
     if sheet.getbbox() is None:
         return torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    inked = sheet.crop(sheet.getbbox())
-    scale = 20 / max(inked.size)
-    small = inked.resize([max(1, round(scale * side)) for side in inked.size], Image.Resampling.BOX)
-    ink = np.asarray(small, dtype=np.float64)
-    centre = [(np.arange(n) * ink.sum(axis=1 - axis)).sum() / ink.sum() for axis, n in enumerate(ink.shape)]
-    top, left = (int(np.clip(round(13.5 - middle), 0, 28 - n)) for middle, n in zip(centre, ink.shape, strict=True))
+    drawn = sheet.crop(sheet.getbbox())
+    scale = 20 / max(drawn.size)
+    small = np.array(drawn.resize([max(1, round(scale * side)) for side in drawn.size], Image.Resampling.BOX))
+    mass = small.astype(np.float64)
+    centre = [(np.arange(n) * mass.sum(axis=1 - axis)).sum() / mass.sum() for axis, n in enumerate(mass.shape)]
+    top, left = (int(np.clip(round(13.5 - middle), 0, 28 - n)) for middle, n in zip(centre, mass.shape, strict=True))
     image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    image[0, 0, top : top + ink.shape[0], left : left + ink.shape[1]] = torch.from_numpy(np.array(small))
+    image[0, 0, top : top + mass.shape[0], left : left + mass.shape[1]] = torch.from_numpy(small)
     return image
 
 
 def sliders(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
-    """Ten sliders, one a neuron, from 0 to 1, and what the decoder draws for this code as they move.
+    """Ten sliders, one a neuron, from 0 to 1, and what their code is decoded to as they move.
 
     The button below a slider makes the code one-hot. A softmax sums to 1; the sliders may go where no code is, and the
     sum tells.
     """
-    drawing, total = widgets.Image(), widgets.Label()
+    decoded, total = widgets.Image(), widgets.Label()
     ten = [_vertical(widgets.FloatSlider, name, max=1.0, step=0.01, readout_format=".2f") for name in names]
     alone = [widgets.Button(description="alone", layout={"width": "52px", "padding": "0"}) for _ in names]
 
-    def draw(_: object = None) -> None:
+    def decode(_: object = None) -> None:
         code = torch.tensor([[slider.value for slider in ten]])
-        drawing.value = png(train.decode(model, code)[:, 0], 10)
+        decoded.value = png(train.decode(model, code)[:, 0], 10)
         total.value = f"sum {code.sum():.2f}, of a code 1"
 
     def one_hot(button: widgets.Button) -> None:
@@ -85,15 +85,15 @@ def sliders(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
             slider.value = float(other is button)
 
     for slider, button in zip(ten, alone, strict=True):
-        slider.observe(draw, "value")
+        slider.observe(decode, "value")
         button.on_click(one_hot)
     one_hot(alone[0])
     columns = [widgets.VBox(pair, layout={"overflow": "visible"}) for pair in zip(ten, alone, strict=True)]
-    return widgets.HBox([widgets.VBox([drawing, total]), *columns])
+    return widgets.HBox([widgets.VBox([decoded, total]), *columns])
 
 
 def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Widget:
-    """Pick one of the test images: its ten activations, what the decoder draws, and its eight neighbours in code space.
+    """Pick one of the test images: its ten activations, its reconstruction, and its eight neighbours in code space.
 
     ValueError if there are not more than eight test images.
     """
@@ -108,7 +108,7 @@ def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Wi
         nearest = codes.neighbours(all_codes, index, 8)
         seen.value = png([digits.test_images[index, 0] / 255, train.decode(model, all_codes[[index]])[0, 0]])
         near.value = png(digits.test_images[nearest, 0] / 255, 3)
-        told.value = f"a {digits.test_labels[index]}, and what the decoder draws of its code:"
+        told.value = f"a {digits.test_labels[index]}, and its reconstruction:"
         show(all_codes[index])
 
     number.observe(pick, "value")
@@ -119,7 +119,7 @@ def images(model: nn.Module, digits: Digits, names: Sequence[str]) -> widgets.Wi
 
 
 def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
-    """Draw a digit with the mouse, and watch which neuron fires; it is read as `like_mnist` prepares it."""
+    """Draw a digit with the mouse, and watch which neuron fires; it is encoded as `like_mnist` prepares it."""
     canvas = Canvas(width=CANVAS, height=CANVAS, layout={"border": "1px solid #949494"})
     canvas.line_width, canvas.line_cap = PEN, "round"
     seen, clear, (bars, show) = widgets.Image(), widgets.Button(description="clear", icon="eraser"), _activations(names)
@@ -157,28 +157,28 @@ def paint(model: nn.Module, names: Sequence[str]) -> widgets.Widget:
     canvas.on_mouse_out(lambda x, y: pen(False, x, y))
     clear.on_click(wipe)
     answer()
-    told = widgets.HTML("as MNIST would have it, and drawn of its code:")
+    told = widgets.HTML("as MNIST would have it, and its reconstruction:")
     return widgets.HBox([widgets.VBox([canvas, clear]), widgets.VBox([told, seen]), bars])
 
 
-def walk(model: nn.Module, digits: Digits, first: int, last: int) -> widgets.Widget:
-    """Walk in a straight line from the code of one test image to that of another, and see what the decoder draws.
+def interpolation(model: nn.Module, digits: Digits, first: int, last: int) -> widgets.Widget:
+    """Move in a straight line from the code of one test image to that of another, and see what lies between, decoded.
 
     first, last: places of the two in the test set, from 0; cut off at its ends.
     """
     ends = [widgets.BoundedIntText(value=i, max=len(digits.test_images) - 1) for i in (first, last)]
-    way = widgets.FloatSlider(max=1.0, step=0.01, description="way", layout={"width": "420px"})
+    share = widgets.FloatSlider(max=1.0, step=0.01, description="share", layout={"width": "420px"})
     shown = widgets.Image()
 
     def step(_: object = None) -> None:
         pair = digits.test_images[[end.value for end in ends]]
-        between = train.decode(model, torch.lerp(*train.encode(model, pair), way.value)[None])
+        between = train.decode(model, torch.lerp(*train.encode(model, pair), share.value)[None])
         shown.value = png([pair[0, 0] / 255, between[0, 0], pair[1, 0] / 255])
 
-    for widget in (*ends, way):
+    for widget in (*ends, share):
         widget.observe(step, "value")
     step()
-    return widgets.VBox([widgets.HBox(ends), shown, way])
+    return widgets.VBox([widgets.HBox(ends), shown, share])
 
 
 def _activations(names: Sequence[str]) -> tuple[widgets.Widget, Callable[[Tensor], None]]:

@@ -27,7 +27,7 @@ CELLS_TIMEOUT = 900  # seconds for all cells of a notebook; 05 trains
 BUSY = """() => document.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status != "idle"
     || [...document.querySelectorAll(".jp-InputPrompt")].some(prompt => prompt.innerText.includes("[*]"))"""
 SHOWN = "image => fetch(image.src).then(file => file.text()).catch(() => null)"  # null: the next takes its place
-INK = """canvas => canvas.getContext("2d").getImageData(0, 0, 280, 280).data
+DRAWN = """canvas => canvas.getContext("2d").getImageData(0, 0, 280, 280).data
     .filter((value, k) => k % 4 == 3 && value).length"""
 
 pytestmark = [
@@ -145,13 +145,13 @@ def answer(page, cell, act, shown=1):
 
 
 def move_a_slider(page):
-    """The second of the ten, step by step, and then all of them with a button: the drawing follows, soon."""
+    """The second of the ten, step by step, and then all of them with a button: the decoded image follows, soon."""
     cell = scroll_to(page, "explore.sliders(")
     handles = cell.locator(".noUi-handle")
     assert handles.count() == 10
     handles.nth(1).focus()
     seconds = statistics.median(answer(page, cell, lambda: handles.nth(1).press("ArrowUp")) for _ in range(15))
-    print(f"the drawing followed a slider after {seconds:.3f} s, browser and network included")
+    print(f"the decoded image followed a slider after {seconds:.3f} s, browser and network included")
     assert seconds < 0.5
     assert cell.locator(".widget-readout").nth(1).inner_text() == "0.15"
     answer(page, cell, cell.get_by_role("button", name="alone").nth(4).click)
@@ -160,8 +160,8 @@ def move_a_slider(page):
 def pick_an_image(page):
     cell = scroll_to(page, "explore.images(")
     number = cell.locator("input[type=number]")
-    number.fill("1")  # a 2, where number 0 is a 7: two images of one digit may well have the same drawing
-    answer(page, cell, lambda: number.press("Enter"), shown=2)  # the image and its drawing; its neighbours
+    number.fill("1")  # a 2, where number 0 is a 7: two images of one digit may well have the same reconstruction
+    answer(page, cell, lambda: number.press("Enter"), shown=2)  # the image and its reconstruction; its neighbours
 
 
 def draw_a_digit(page):
@@ -178,11 +178,11 @@ def draw_a_digit(page):
 
     answer(page, cell, draw)
     page.wait_for_timeout(500)
-    assert canvas.evaluate(INK) > 2000, "the line is on the canvas"
+    assert canvas.evaluate(DRAWN) > 2000, "the line is on the canvas"
 
 
-def walk(page):
-    cell = scroll_to(page, "explore.walk(")
+def interpolate(page):
+    cell = scroll_to(page, "explore.interpolation(")
     handle = cell.locator(".noUi-handle")
     handle.focus()
     answer(page, cell, lambda: [handle.press("ArrowRight") for _ in range(60)])
@@ -202,7 +202,7 @@ def test_make_lab_opens_the_notebooks_with_the_kernel_of_this_environment(lab, p
     ("name", "acts"),
     [
         ("02_inspect_codes", (move_a_slider, pick_an_image)),
-        ("05_ten_digits", (move_a_slider, pick_an_image, draw_a_digit, walk)),
+        ("05_ten_digits", (move_a_slider, pick_an_image, draw_a_digit, interpolate)),
     ],
 )
 def test_a_notebook_shows_what_it_showed_runs_and_answers_the_hand(name, acts, page):

@@ -30,13 +30,13 @@ def parts(widget, kind):
     return [widget, *inner] if type(widget) is kind else inner
 
 
-def ink(png):
+def intensity(png):
     """What a PNG file shows: 0 white to 1 black."""
     return 1 - np.asarray(Image.open(io.BytesIO(png)), dtype=np.float64) / 255
 
 
 def assert_shows(picture, images):
-    expected, found = np.hstack([np.asarray(image) for image in images]), ink(picture.value)
+    expected, found = np.hstack([np.asarray(image) for image in images]), intensity(picture.value)
     scale = len(found) // 28
     np.testing.assert_allclose(found[scale // 2 :: scale, scale // 2 :: scale], expected, atol=0.01)
 
@@ -47,7 +47,7 @@ def assert_answers_soon(act):
     assert statistics.median(timeit.repeat(lambda: act(next(numbers)), number=1, repeat=7)) < 0.1
 
 
-def draw(model, codes):
+def decode(model, codes):
     return train.decode(model, codes)[0, 0]
 
 
@@ -60,7 +60,7 @@ def paint(canvas, line, first="mouse_down"):
 def test_png_shows_white_as_0_black_as_1_and_cuts_off_what_is_beyond():
     image = np.zeros((28, 28))
     image[3, 5], image[0, 0], image[0, 1] = 1, -4, 9
-    np.testing.assert_array_equal(ink(explore.png([image], 2)), image.clip(0, 1).repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(intensity(explore.png([image], 2)), image.clip(0, 1).repeat(2, 0).repeat(2, 1))
 
 
 @pytest.mark.parametrize("line", [LINE, [(0.2 * x, 0.2 * y) for x, y in LINE], LINE[:1]])
@@ -71,27 +71,27 @@ def test_what_is_painted_is_prepared_as_mnist_was(line):
     np.testing.assert_allclose(centre, 13.5, atol=0.6, err_msg="to the nearest pixel")
 
 
-def test_sliders_draw_their_code(model):
+def test_sliders_decode_their_code(model):
     widget, one_hot = explore.sliders(model, NAMES), torch.eye(10)
-    (drawing,), ten, alone, (total,) = (parts(widget, kind) for kind in (Picture, FloatSlider, Button, Label))
+    (decoded,), ten, alone, (total,) = (parts(widget, kind) for kind in (Picture, FloatSlider, Button, Label))
     assert [(slider.description, slider.value) for slider in ten] == list(zip(NAMES, [1] + 9 * [0], strict=True))
     ten[3].value = 0.5
-    assert_shows(drawing, [draw(model, one_hot[[0]] + one_hot[[3]] / 2)])
+    assert_shows(decoded, [decode(model, one_hot[[0]] + one_hot[[3]] / 2)])
     assert total.value == "sum 1.50, of a code 1"
     for k in (7, 0):  # and back to what it began with
         alone[k].click()
         assert [slider.value for slider in ten] == one_hot[k].tolist()
-        assert_shows(drawing, [draw(model, one_hot[[k]])])
+        assert_shows(decoded, [decode(model, one_hot[[k]])])
     assert_answers_soon(lambda k: ten[1].set_trait("value", 0.1 * k))
 
 
-def test_a_picked_image_comes_with_its_activations_drawing_and_neighbours(model, digits):
+def test_a_picked_image_comes_with_its_activations_reconstruction_and_neighbours(model, digits):
     widget, kinds = explore.images(model, digits, NAMES), (BoundedIntText, Button, FloatProgress, Picture)
     (number,), (another,), bars, (seen, near) = (parts(widget, kind) for kind in kinds)
     number.value = 41
     codes, images = train.encode(model, digits.test_images), digits.test_images[:, 0] / 255
     assert [bar.value for bar in bars] == pytest.approx(codes[41].tolist())
-    assert_shows(seen, [images[41], draw(model, codes[[41]])])
+    assert_shows(seen, [images[41], decode(model, codes[[41]])])
     assert_shows(near, images[np.linalg.norm(codes - codes[41], axis=1).argsort()[1:9]])
     before = seen.value
     for _ in range(3):  # one of them may be the same again
@@ -107,26 +107,26 @@ def test_what_the_mouse_paints_is_encoded(model):
     widget, kinds = explore.paint(model, NAMES), (explore.Canvas, Button, Picture, FloatProgress)
     (canvas,), (clear,), (seen,), bars = (parts(widget, kind) for kind in kinds)
     paint(canvas, LINE, first="mouse_move")
-    assert not ink(seen.value).any(), "the button was never down"
+    assert not intensity(seen.value).any(), "the button was never down"
     assert not any(bar.value for bar in bars), "nothing is painted, nothing fires"
     paint(canvas, LINE)
     image = explore.like_mnist([LINE])
     code = train.encode(model, image)
-    assert_shows(seen, [image[0, 0] / 255, draw(model, code)])
+    assert_shows(seen, [image[0, 0] / 255, decode(model, code)])
     assert [bar.value for bar in bars] == pytest.approx(code[0].tolist())
     assert [bar.style.bar_color == "#DE8F05" for bar in bars] == [k == int(code.argmax()) for k in range(10)]
     clear.click()
-    assert not ink(seen.value).any()
+    assert not intensity(seen.value).any()
     assert_answers_soon(lambda k: paint(canvas, [(100 + k, 60), (100, 200)]))
 
 
-def test_a_walk_leads_in_a_straight_line_from_one_code_to_the_other(model, digits):
-    widget = explore.walk(model, digits, 3, 8)
-    (way,), (strip,), ends = (parts(widget, kind) for kind in (FloatSlider, Picture, BoundedIntText))
+def test_interpolation_leads_in_a_straight_line_from_one_code_to_the_other(model, digits):
+    widget = explore.interpolation(model, digits, 3, 8)
+    (share,), (strip,), ends = (parts(widget, kind) for kind in (FloatSlider, Picture, BoundedIntText))
     ends[1].value = 5
     pair = digits.test_images[[3, 5]]
     first, last = train.encode(model, pair).split(1)
-    for way.value in (0.0, 0.5, 1.0):
-        between = draw(model, (1 - way.value) * first + way.value * last)
+    for share.value in (0.0, 0.5, 1.0):
+        between = decode(model, (1 - share.value) * first + share.value * last)
         assert_shows(strip, [pair[0, 0] / 255, between, pair[1, 0] / 255])
-    assert_answers_soon(lambda k: way.set_trait("value", 0.1 * k))
+    assert_answers_soon(lambda k: share.set_trait("value", 0.1 * k))

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mnist_ae import models, plots
+from mnist_ae import models, plots, recipes
 
 MATRIX = np.random.default_rng(0).integers(0, 900, (10, 10))
 
@@ -20,16 +20,25 @@ def draw_all():
     mean = pd.DataFrame({"mean": [0.1, 0.9], "colour": ["C0", "C1"]}, ["a", "b"])
     return {
         "architecture": plots.architecture(models.PostAutoencoder(), "title"),
+        "pipeline": plots.pipeline(recipes.TEN_DIGITS, "title"),
         "losses": plots.losses(history, [0.9, 0.8], {"a level": 0.7}, "title"),
         "image_rows": plots.image_rows({"a": dead, "b": images[:3, None]}, "title", ["0", "1", "2"]),
         "matrices": plots.matrices(panels, "title", letters),
         "before_after": plots.before_after({name: (shares, images[:2]) for name in ("before", "after")}, "title"),
         "code_map": plots.code_map(codes[:10, :2], range(10), images, "title"),
-        "neighbours": plots.neighbours(images[:2], images[:2], codes[:2], [images[:3], images[3:6]], "title"),
-        "one_hotness": plots.one_hotness(codes, np.ones(100), "title"),
+        "neighbours": plots.neighbours(
+            images[:2], images[:2], codes[:2], [images[:3], images[3:6]], np.eye(2, 3) > 0, "title"
+        ),
+        "one_hotness": plots.one_hotness({"a": codes, "b": codes**0.5}, "title"),
         "sharing": plots.sharing(*pairs, [f"pair {k}" for k in range(45)], "title"),
         "errors": plots.errors(mean, "title"),
         "spread": plots.errors(pd.DataFrame(spread, ["a", "b"]), "title", {"x": 0.5}),
+        "reconstructions": plots.reconstructions(
+            pd.DataFrame({"recipe": ["a", "b"], "loss": [0.1, 0.2], "x": [0.4, 0.5], "y": [0.4, 0.6]}),
+            {"x": "reading x", "y": "reading y"},
+            pd.Series({"a level": 0.15}),
+            "title",
+        ),
         "gallery": plots.gallery(images[:3], ["a", "b", "c"], "title", columns=2),
         "seeds": plots.seeds(seeds, {"published": 0.4}, "title"),
     }
@@ -59,7 +68,22 @@ def test_matrices_and_architecture_show_every_number(figures):
     counts, layers = (
         [text.get_text() for text in figures[name].axes[0].texts] for name in ("matrices", "architecture")
     )
-    assert counts == [str(count) for count in MATRIX.ravel()]
-    shares = plots.matrices({"shares": np.resize([0.998, 1, 0.5, 0.005, 0.004], (10, 10))}, "title").axes[0].texts
-    assert [text.get_text() for text in shares[:5]] == ["1.00", "1.00", ".50", ".01", ""]
+    assert counts == [str(count or "") for count in MATRIX.ravel()]
+    shares = np.resize([0.997, 1, 0.5, 0.01, 0.0004, 0.9999], (10, 10)) * (np.arange(10) != 9)
+    texts = [text.get_text() for text in plots.matrices({"shares": shares}, "title").axes[0].texts]
+    assert texts[:6] == ["99.7", "100", "50.0", "1.0", "<0.1", ">99.9"], "only what is all of a digit is 100"
+    assert texts[9] == "", "nothing is not written"
+    assert texts[100:] == ["dead"], "the last neuron never fires"
     assert {"1 × 28 × 28\n0", "4 × 24 × 24\n104", "3200\n0", "10\n32,010", "4000\n1,604,000"} <= set(layers)
+
+
+def test_neighbours_of_another_digit_are_framed(figures):
+    pictures = np.reshape(figures["neighbours"].axes, (2, 6))[:, 3:]
+    framed = [[ax.spines["left"].get_visible() for ax in row] for row in pictures]
+    assert framed == [[True, False, False], [False, True, False]]
+
+
+def test_an_accuracy_of_all_has_a_place_on_the_logarithmic_axis():
+    figure = plots.errors(pd.DataFrame({"mean": [1.0, 0.9], "best": [np.nan, 0.95], "worst": np.nan}, ["a", "b"]), "x")
+    left, right = figure.axes[0].get_xlim()
+    assert left > 1 > 1e-4 > right > 0
