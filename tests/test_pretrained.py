@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mnist_ae import confusion, experiment, pretrained, recipes, train
+from mnist_ae import __main__, confusion, experiment, page, pretrained, recipes, train
 from mnist_ae.storage import CheckpointError
 
 
@@ -72,3 +72,15 @@ def test_the_committed_weights_have_on_mnist_what_the_file_beside_them_says(mnis
     mapping = confusion.one_to_one_mapping(metrics["train_matrix"])
     assert confusion.accuracy(matrix, mapping) == metrics["accuracy"]["one_to_one"]
     assert metrics["recipe"] == json.loads(json.dumps(recipes.asdict(recipes.TEN_DIGITS)))
+
+
+def test_the_tasks_of_make_say_what_is_missing_and_where_they_wrote(result, folder, capsys):
+    with pytest.raises(SystemExit, match=r"error: .*ten_digits\.safetensors is missing"):
+        __main__.main(["page"])
+    with pytest.raises(SystemExit, match=r"error: no finished run ten-digits-digits-.*run notebook 05_ten_digits"):
+        __main__.main(["publish", "--dataset=digits"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load", lambda *_, **__: result)
+        __main__.main(["publish", "--dataset=digits"])
+    __main__.main(["page"])
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in (pretrained.NAME, page.PAGE)]
