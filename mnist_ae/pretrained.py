@@ -35,7 +35,7 @@ def publish(result) -> Path:
     path, content = FOLDER / NAME, safetensors.torch.save(weights)
     metrics = result.metrics | {"predictions_changed": changed, "sha256": hashlib.sha256(content).hexdigest()}
     storage.write(path, content)
-    storage.write(path.with_suffix(".json"), (json.dumps(metrics) + "\n").encode())
+    storage.write(path.with_suffix(".json"), (json.dumps(metrics, indent=1) + "\n").encode())
     return path
 
 

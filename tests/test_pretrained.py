@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_the_committed_weights_have_on_mnist_what_the_file_beside_them_says(mnis
     assert matrix.tolist() == metrics["test_matrix"]
     mapping = confusion.one_to_one_mapping(metrics["train_matrix"])
     assert confusion.accuracy(matrix, mapping) == metrics["accuracy"]["one_to_one"]
-    assert metrics["recipe"] == json.loads(json.dumps(recipes.asdict(recipes.TEN_DIGITS)))
+    assert metrics["recipe"] == json.loads(json.dumps(asdict(recipes.TEN_DIGITS)))
 
 
 def test_the_tasks_of_make_say_what_is_missing_and_where_they_wrote(result, folder, capsys):
