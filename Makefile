@@ -30,6 +30,7 @@ UNFIT := $(strip $(if $(filter-out 1,$(words x$(OUT)x)),a space) $(if $(filter -
 RUNS = $(if $(UNFIT),,$(OUT:%=%/))runs
 
 NOTEBOOKS = $(sort $(filter notebooks/%.ipynb,$(wildcard notebooks/[0-9][0-9]_*.ipynb)))
+START = notebooks/00_start_here.ipynb
 EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
 # The figures that the notebooks say they save: if one is gone, they run again.
 FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
@@ -70,23 +71,30 @@ test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reac
 test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 26 minutes)
 	$(SUPERVISE) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
-test-browser: $(ENVIRONMENT) ## use notebooks 02 and 05 in JupyterLab and Chromium, as a person would
+test-browser: $(ENVIRONMENT) ## use notebooks 00, 02 and 05 and figures/try.html in Chromium, as a person would
 	$(SUPERVISE) -m pytest tests/browser.py
 
-refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST
+EXECUTE = TQDM_DISABLE=1 $(SUPERVISE) -m jupyter nbconvert --to notebook --execute --inplace \
+  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False
+refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST; publish the weights
 	@$(TASK) check --dataset MNIST > /dev/null
-	@for notebook in $(NOTEBOOKS); do \
-	  TQDM_DISABLE=1 $(SUPERVISE) -m jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False $$notebook || exit 1; \
-	done
+	@for notebook in $(filter-out $(START),$(NOTEBOOKS)); do $(EXECUTE) $$notebook || exit 1; done
+	@$(TASK) publish --dataset MNIST
+	@$(EXECUTE) $(START)
+	@$(TASK) page
 	@$(MAKE) --no-print-directory clean-notebooks
+
+# The page that needs no Python, of the committed weights: the same bytes as `make refresh` leaves.
+WEIGHTS = figures/ten_digits.safetensors figures/ten_digits.json
+figures/try.html: mnist_ae/page.py mnist_ae/try.html $(WEIGHTS) | $(ENVIRONMENT)
+	@$(TASK) page
 
 clean-notebooks: $(ENVIRONMENT) ## take out of the stored notebooks what an editor leaves: metadata, widgets; before a commit
 	$(PYTHON) -m tests.tidy $(NOTEBOOKS)
 	$(PYTHON) -m ruff format --quiet notebooks
 
 lab: $(ENVIRONMENT) ## explore the notebooks in JupyterLab
-	$(PYTHON) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	$(PYTHON) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(START) \
 	  $$(test $$(id -u) != 0 || echo --allow-root) $(LAB)
 
 sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, into figures/ten_digits.csv
@@ -144,6 +152,8 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/pa
 # 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,02_inspect_codes 03_cluster_to_label 05_ten_digits): $(RUNS)/notebooks/01_train.ipynb
 $(RUNS)/notebooks/06_seeds.ipynb: $(RUNS)/notebooks/05_ten_digits.ipynb
+# 00 reads the weights that are committed.
+$(RUNS)/$(START): $(wildcard $(WEIGHTS))
 # What these tasks write is read by these notebooks.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,03_cluster_to_label 04_beyond_forty 05_ten_digits 06_seeds): \
   $(wildcard $(foreach table,seeds ablations baselines ten_digits,$(RUNS:%runs=%figures)/$(table).csv $(RUNS:%runs=%figures)/*/$(table).csv))

@@ -1,4 +1,4 @@
-"""`python -m mnist_ae check|sweep|ablations|baselines|peers`, called by the Makefile."""
+"""`python -m mnist_ae check|sweep|ablations|baselines|peers|publish|page`, called by the Makefile."""
 
 import argparse
 import sys
@@ -7,26 +7,34 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from mnist_ae import ablations, baselines, checks, data, recipes
+from mnist_ae import ablations, baselines, checks, data, experiment, page, recipes, storage
 from mnist_ae.sweep import collect, sweep
 
 TABLES = {"ten-digits": "ten_digits", "post": "seeds"}  # recipe: its table in figures/
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """check prints what papermill needs for these parameters, and the checksum of the data; the others fill their
-    tables in figures/ and print them.
+    """check prints what papermill needs for these parameters, and the checksum of the data; publish writes the weights
+    of the finished run with this seed into figures/, page the page of them; the others fill their tables in figures/
+    and print them.
     """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)
-    parser.add_argument("task", choices=["check", "sweep", "ablations", "baselines", "peers"])
+    parser.add_argument("task", choices=["check", "sweep", "ablations", "baselines", "peers", "publish", "page"])
     defaults = {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}
     for name, default in (defaults | {"seeds": "10", "recipe": "ten-digits"}).items():
         parser.add_argument(f"--{name}", default=default)
     options = parser.parse_args(arguments)
     try:
+        if options.task == "page":
+            print(page.write())
+            return
         digits, seeds = parse(options)
-    except (ValueError, OSError, data.DataError) as error:
+        if options.task == "publish":
+            print(publish(digits, options))
+            return
+    except (ValueError, OSError, data.DataError, storage.CheckpointError) as error:
         sys.exit(f"error: {error}")
     if options.task == "check":
         raw = f"-r dataset {digits.name} -r device {options.device}"  # text, even where it looks like a number
@@ -51,6 +59,12 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: finished runs are in the table, the others go on from their checkpoints")
     print(rows.drop(columns="settings", errors="ignore").to_string(index=False))
+
+
+def publish(digits: data.Digits, options: argparse.Namespace) -> Path:
+    """The weights that notebook 05 trained, into figures/. RunNotFound where it did not."""
+    folder = experiment.run_folder(recipes.TEN_DIGITS, options.seed, digits)
+    return experiment.publish(experiment.load(recipes.TEN_DIGITS, options.seed, digits, folder, device=options.device))
 
 
 def parse(options: argparse.Namespace) -> tuple[data.Digits, range]:

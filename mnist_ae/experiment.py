@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ae import augment, checks, confusion, data, losses, models, pseudo_labels, recipes, storage, train
+from mnist_ae.pretrained import pretrained as pretrained
+from mnist_ae.pretrained import publish as publish
 from mnist_ae.recipes import Recipe
 from mnist_ae.storage import CheckpointError
 

@@ -1,4 +1,5 @@
-"""`make test-browser`: notebooks 02 and 05 in JupyterLab, as `make lab` opens it, and Chromium, used as a person would.
+"""`make test-browser`: notebooks 00, 02 and 05 in JupyterLab, as `make lab` opens it, and Chromium, used as a person
+would; and the page that needs no Python.
 
 On the bundled digits, so that it needs neither MNIST nor a network. Screenshots are left in $MNIST_AE_OUT/screenshots,
 by default runs/screenshots. Skipped, with the reason, where there is no Chromium or Chrome.
@@ -17,8 +18,10 @@ import urllib.error
 import urllib.request
 
 import pytest
+import torch
 
-from mnist_ae import storage
+from mnist_ae import experiment, pretrained, storage, train
+from mnist_ae.page import PAGE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -43,7 +46,7 @@ def lab(tmp_path_factory):
     shutil.copy(storage.HOME / "Makefile", folder)
     shutil.copytree(storage.HOME / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.png"))
     (folder / "notebooks").mkdir()
-    for path in (storage.HOME / "notebooks").glob("0[125]_*.ipynb"):
+    for path in (storage.HOME / "notebooks").glob("0[0125]_*.ipynb"):
         before, parameter, after = path.read_text().partition(r"dataset = \"auto\"")
         assert parameter
         (folder / "notebooks" / path.name).write_text(before + r"dataset = \"digits\"" + after)
@@ -76,18 +79,26 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def page(lab):
-    """A page of the browser; what goes wrong in it is collected in page.errors."""
+def open_page():
+    """open_page(width, height, ...): a page of the browser; what goes wrong in it is collected in its `errors`."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1400, "height": 1000}, base_url=lab)
+    def open_page(width, height, **options):
+        page = chromium.new_page(viewport={"width": width, "height": height}, **options)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.set_default_timeout(60_000)
-        yield page
+        return page
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield open_page
         chromium.close()
+
+
+@pytest.fixture
+def page(lab, open_page):
+    return open_page(1400, 1000, base_url=lab)
 
 
 def run_all(page):
@@ -164,19 +175,19 @@ def pick_an_image(page):
     answer(page, cell, lambda: number.press("Enter"), shown=2)  # the image and its reconstruction; its neighbours
 
 
+def draw_a_seven(page, canvas):
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 70, box["y"] + 60)
+    page.mouse.down()
+    for x, y in [(200, 60), (160, 140), (120, 230)]:
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=8)
+    page.mouse.up()
+
+
 def draw_a_digit(page):
     cell = scroll_to(page, "explore.paint(")
     canvas = cell.locator("canvas")
-    box = canvas.bounding_box()
-
-    def draw():
-        page.mouse.move(box["x"] + 70, box["y"] + 60)
-        page.mouse.down()
-        for x, y in [(200, 60), (160, 140), (120, 230)]:
-            page.mouse.move(box["x"] + x, box["y"] + y, steps=8)
-        page.mouse.up()
-
-    answer(page, cell, draw)
+    answer(page, cell, lambda: draw_a_seven(page, canvas))
     page.wait_for_timeout(500)
     assert canvas.evaluate(DRAWN) > 2000, "the line is on the canvas"
 
@@ -191,6 +202,7 @@ def interpolate(page):
 def test_make_lab_opens_the_notebooks_with_the_kernel_of_this_environment(lab, page):
     page.goto("/")
     page.locator(".jp-DirListing-item", has_text="01_train.ipynb").wait_for()
+    page.locator(".lm-TabBar-tab", has_text="00_start_here.ipynb").wait_for()
     kernels = json.load(urllib.request.urlopen(f"{lab}/api/kernelspecs"))
     assert kernels["default"] == "python3"
     assert kernels["kernelspecs"]["python3"]["spec"]["argv"][0] in ("python", sys.executable)
@@ -201,6 +213,7 @@ def test_make_lab_opens_the_notebooks_with_the_kernel_of_this_environment(lab, p
 @pytest.mark.parametrize(
     ("name", "acts"),
     [
+        ("00_start_here", (move_a_slider, draw_a_digit)),
         ("02_inspect_codes", (move_a_slider, pick_an_image)),
         ("05_ten_digits", (move_a_slider, pick_an_image, draw_a_digit, interpolate)),
     ],
@@ -214,3 +227,29 @@ def test_a_notebook_shows_what_it_showed_runs_and_answers_the_hand(name, acts, p
         act(page)
         page.screenshot(path=SCREENSHOTS / f"{name}_{act.__name__}.png")
         assert errors(page) == []
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1100, 1000, "light"), (375, 812, "dark")])
+def test_the_page_that_needs_no_python_reads_what_is_drawn_as_pytorch_does(width, height, scheme, open_page, digits):
+    """From the disk, without a network, on a desk and on a phone."""
+    if not (path := pretrained.FOLDER / PAGE).exists():
+        pytest.skip(f"figures/{PAGE} is not there: `make figures/{PAGE}` writes it")
+    model, images = experiment.pretrained(), digits.test_images[:100]
+    page = open_page(width, height, color_scheme=scheme, offline=True)
+    page.goto(path.as_uri())
+    draw_a_seven(page, page.locator("#sheet"))
+    page.get_by_text("It reads a 7.").wait_for()
+    told = page.evaluate("images => images.map(activations)", (images.flatten(1) / 255).tolist())
+    torch.testing.assert_close(torch.tensor(told), train.encode(model, images), rtol=0, atol=1e-3)
+    picture = "canvas => canvas.toDataURL()"
+    drawn, sheet = page.locator("#drawn"), page.locator("#sheet")
+    before = drawn.evaluate(picture)
+    page.locator("#sliders input").nth(8).fill("0.5")
+    assert drawn.evaluate(picture) != before
+    assert page.locator("#sum").inner_text() == "the sum: 1.50"
+    assert sheet.evaluate(INK) > 2000
+    page.screenshot(path=SCREENSHOTS / f"try_{width}.png", full_page=True)
+    page.get_by_role("button", name="clear").click()
+    assert sheet.evaluate(INK) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing to scroll sideways"
+    assert page.errors == []

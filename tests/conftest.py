@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mnist_ae import data
+from mnist_ae import data, experiment, pretrained, recipes
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +45,24 @@ def refuse(*_):
 def no_network(monkeypatch):
     """Every download fails at once, as without a network."""
     monkeypatch.setattr(data, "_download", refuse)
+
+
+@pytest.fixture(scope="session")
+def result(digits, tmp_path_factory):
+    """A network as the committed one, trained for two steps and made sure of itself; float16 holds it as it is."""
+    few = data.Digits("digits", *(part[:130] for part in vars(digits).values() if isinstance(part, torch.Tensor)))
+    brief = replace(recipes.TEN_DIGITS.students[0], epochs=2, taught=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "LEAST_BATCHES", 1)
+        result = experiment.run(brief, 0, few, tmp_path_factory.mktemp("run"), device="cpu", progress=False)
+    result.model.encoder[-3].weight.data *= 30
+    for weight in result.model.state_dict().values():
+        weight.copy_(weight.half())
+    return replace(result, metrics=result.metrics | experiment._evaluate(result.model, digits))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """In place of figures/, for the weights of the repository."""
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    return tmp_path

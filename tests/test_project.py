@@ -79,8 +79,8 @@ def test_each_dependency_is_pinned_for_pip_and_for_conda():
 
 def test_no_import_runs_against_the_flow_of_data():
     """Each module imports those before it only; README names them in this order, two in a row where they are a pair."""
-    flow = "storage checks data augment models losses pseudo_labels train recipes ablations confusion codes experiment "
-    flow = [*flow.split(), "sweep", "baselines", "plots", "explore", "__main__"]
+    flow = "storage checks data augment models losses pseudo_labels train recipes ablations confusion codes pretrained "
+    flow = [*flow.split(), "experiment", "sweep", "baselines", "plots", "explore", "page", "__main__"]
     assert {path.stem for path in (ROOT / "mnist_ae").glob("*.py")} == {*flow, "__init__", "supervise"}
     for place, module in enumerate(flow):
         source = (ROOT / "mnist_ae" / f"{module}.py").read_text()

@@ -1,0 +1,86 @@
+"""The weights in the repository: what is published comes back, and what is not as it was is refused."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from mnist_ae import __main__, confusion, experiment, page, pretrained, recipes, train
+from mnist_ae.storage import CheckpointError
+
+
+def test_what_is_published_comes_back_with_the_metrics_of_its_run(result, digits, folder):
+    path = experiment.publish(result)
+    model, metrics = experiment.pretrained(), json.loads((folder / "ten_digits.json").read_text())
+    assert not model.training
+    for name, weight in result.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert path.stat().st_size <= 700_000
+    assert metrics["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert metrics["predictions_changed"] == 0
+    assert result.metrics.items() <= metrics.items()
+    codes = train.encode(model, digits.test_images)
+    assert confusion.confusion_matrix(digits.test_labels, codes).tolist() == metrics["test_matrix"]
+    before = path.read_bytes()
+    experiment.publish(result)
+    assert path.read_bytes() == before, "the same bytes"
+
+
+def test_a_damaged_or_missing_file_is_named(result, folder):
+    path = experiment.publish(result)
+    content = bytearray(path.read_bytes())
+    content[300_000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"ten_digits\.safetensors is damaged.*SHA-256"):
+        experiment.pretrained()
+    for name in (path.with_suffix(".json"), path):
+        name.unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{name.name} is missing: .* `make refresh`"):
+            experiment.pretrained()
+
+
+def test_weights_of_another_architecture_are_refused_in_one_sentence(result, folder, monkeypatch):
+    experiment.publish(result)
+    monkeypatch.setattr(recipes, "TEN_DIGITS", recipes.POST)
+    with pytest.raises(CheckpointError, match=r"ten_digits\.safetensors is of another architecture") as caught:
+        experiment.pretrained()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_float16_would_change_and_what_is_worse_than_its_run_is_not_published(result, folder):
+    better = json.loads(json.dumps(result.metrics))
+    better["accuracy"]["one_to_one"] += 1e-6
+    with pytest.raises(ValueError, match=r"the accuracy is .* in the run's metrics: not published"):
+        experiment.publish(replace(result, metrics=better))
+    model = recipes.TEN_DIGITS.model().eval()
+    with torch.no_grad():  # its neuron 1 wins everywhere, by less than float16 can tell
+        model.encoder[-3].weight.zero_()
+        model.encoder[-3].bias.copy_(torch.eye(10)[1] * 1e-4 + 1)
+    with pytest.raises(ValueError, match="changes what the model says of 360 test images: not published"):
+        experiment.publish(replace(result, model=model))
+    assert list(folder.iterdir()) == []
+
+
+def test_the_committed_weights_have_on_mnist_what_the_file_beside_them_says(mnist):
+    if not (pretrained.FOLDER / pretrained.NAME).exists():
+        pytest.skip(f"figures/{pretrained.NAME} is not there: `make refresh` writes it")
+    model, (_, metrics) = experiment.pretrained(), pretrained.committed()
+    matrix = confusion.confusion_matrix(mnist.test_labels, train.encode(model, mnist.test_images))
+    assert matrix.tolist() == metrics["test_matrix"]
+    mapping = confusion.one_to_one_mapping(metrics["train_matrix"])
+    assert confusion.accuracy(matrix, mapping) == metrics["accuracy"]["one_to_one"]
+    assert metrics["recipe"] == json.loads(json.dumps(asdict(recipes.TEN_DIGITS)))
+
+
+def test_the_tasks_of_make_say_what_is_missing_and_where_they_wrote(result, folder, capsys):
+    with pytest.raises(SystemExit, match=r"error: .*ten_digits\.safetensors is missing"):
+        __main__.main(["page"])
+    with pytest.raises(SystemExit, match=r"error: no finished run ten-digits-digits-.*run notebook 05_ten_digits"):
+        __main__.main(["publish", "--dataset=digits"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load", lambda *_, **__: result)
+        __main__.main(["publish", "--dataset=digits"])
+    __main__.main(["page"])
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in (pretrained.NAME, page.PAGE)]
