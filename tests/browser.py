@@ -247,9 +247,9 @@ def test_the_page_that_needs_no_python_reads_what_is_drawn_as_pytorch_does(width
     page.locator("#sliders input").nth(8).fill("0.5")
     assert drawn.evaluate(picture) != before
     assert page.locator("#sum").inner_text() == "the sum: 1.50"
-    assert sheet.evaluate(INK) > 2000
+    assert sheet.evaluate(DRAWN) > 2000
     page.screenshot(path=SCREENSHOTS / f"try_{width}.png", full_page=True)
     page.get_by_role("button", name="clear").click()
-    assert sheet.evaluate(INK) == 0
+    assert sheet.evaluate(DRAWN) == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing to scroll sideways"
     assert page.errors == []
