@@ -162,7 +162,7 @@ def test_a_failed_notebook_is_kept_and_named_and_a_second_make_is_told_of_the_fi
     assert f"error: process {os.getpid()} is at work in {out / 'runs'}: wait for it" in second.stderr
     with subprocess.Popen(["true"]) as ended:
         (out / "runs" / "make.pid").write_text(str(ended.pid))
-    assert executed(stand_in) == ALL[2:], "the other was killed, and the second had changed nothing"
+    assert executed(stand_in) == ALL[3:], "the other was killed, and the second had changed nothing"
     assert [path.name for path in NOTEBOOKS] == sorted(path.name for path in failed.parent.iterdir())
 
 
@@ -223,9 +223,8 @@ SHORTER = [  # what would take most of the time; the last is a kernel that is no
     ("mnist_ae/recipes.py", "LEAST_BATCHES = 100", "LEAST_BATCHES = 11"),
     ("mnist_ae/recipes.py", "3 * (", "1 * ("),
     ("notebooks/05_ten_digits.ipynb", "codes.plane(test_codes)", "test_codes[:, :2].numpy()"),  # UMAP: 02 has it
-    ("notebooks/05_ten_digits.ipynb", "!= digits.test_labels.numpy())", "!= digits.test_labels.numpy())[:20]"),
+    ("notebooks/05_ten_digits.ipynb", r"kind=\"stable\")", r"kind=\"stable\")[:20]"),  # mistakes
     ("notebooks/06_seeds.ipynb", "range(10, 20)", "range(10, 11)"),
-    ("notebooks/06_seeds.ipynb", "in baselines.METHODS}", "in baselines.METHODS[:1]}"),
     ("notebooks/04_beyond_forty.ipynb", '"name": "python3"', '"name": "my-env"'),
 ]
 
@@ -234,7 +233,8 @@ SHORTER = [  # what would take most of the time; the last is a kernel that is no
 def frozen(tmp_path):
     """The options of `make` for a repository, a home and packages that nothing can be written into, and one thread."""
     copy, site, home = (tmp_path / name for name in ("repository", "site", "home"))
-    laid_out(copy, "Makefile", content=(ROOT / "Makefile").read_text())
+    for name in ("Makefile", "pyproject.toml"):
+        laid_out(copy, name, content=(ROOT / name).read_text())
     home.mkdir()
     folders = {copy / name: ROOT / name for name in ("mnist_ae", "notebooks", "figures")}
     for package in ("umap", "pynndescent"):  # numba would keep what it compiles beside these
@@ -269,9 +269,7 @@ def test_all_notebooks_run_in_a_frozen_container_and_what_runs_again_leaves_the_
     first = run_notebooks()
     assert sorted(first) == [path.name for path in NOTEBOOKS]
     assert list((out / "figures").iterdir()) == [figures], "MNIST's figures are left alone"
-    assert {path.name[:2] for path in figures.glob("*.png")} == set(ALL) - {"00", "04"}, (
-        "04 draws a table, if there is one"
-    )
+    assert {path.name[:2] for path in figures.glob("*.png")} == set(ALL) - {"00"}
     assert list(out.glob("runs/numba/*/*.nbi")), "numba has found a place for what it compiles"
 
     drawn = {path: path.read_bytes() for path in figures.glob("03_*")}

@@ -34,7 +34,7 @@ def test_a_short_run_beats_kmeans_by_ten_points_and_draws_from_ten_numbers(digit
 
     images, model = digits.test_images, trained(SHORT, digits.train_images)[0]
     codes = train.encode(model, images)
-    kmeans = [score(*baselines.clusters("k-means on pixels", digits.train_images, images, seed)) for seed in range(2)]
+    kmeans = [baselines.accuracy(baselines.K_MEANS, digits, seed) for seed in range(2)]
     assert score(train.encode(model, digits.train_images), codes) > np.mean(kmeans) + 0.1
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(len(images)))
     drawn = train.decode(model, codes[:5])
@@ -156,15 +156,16 @@ def test_without_a_reconstruction_the_decoder_stays_as_it_was_born(network, digi
 
 
 @pytest.mark.parametrize("recipe", ablations.RECONSTRUCTION, ids=lambda recipe: recipe.name)
-def test_reconstruction_alone_learns_to_reconstruct_with_the_code_that_it_says(recipe, digits):
-    images = digits.train_images
+def test_reconstruction_alone_lowers_the_error_of_what_its_code_decodes_to(recipe, digits):
+    images = digits.train_images[:512]
     model, history = trained(replace(recipe, epochs=4), images)
+    assert history[-1]["loss"] < history[0]["loss"]
     codes = train.encode(model, images)
-    error = (train.decode(model, codes) - images / 255).square().mean()
-    assert error < 0.9 * (images / 255).var(dim=0, unbiased=False).mean(), "less than the mean image's"
-    if not recipe.augmented:  # it has learnt from the very images
-        assert error < 1.2 * history[-1]["loss"]
     assert torch.allclose(codes.sum(dim=1), torch.ones(len(codes))) == (not recipe.free)
+    if not recipe.augmented:
+        error = (train.decode(model, codes) - images / 255).square().mean()
+        batch = train.Batch(images, torch.arange(len(images)), 1, torch.Generator())
+        torch.testing.assert_close(recipe.loss(model.eval(), batch), error)
 
 
 def test_rates_are_those_with_the_lowest_loss_of_the_committed_table():
