@@ -1,4 +1,6 @@
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +40,20 @@ def test_codes_of_one_hot_labels_are_clustered_without_a_mistake(digits, monkeyp
 
     monkeypatch.setattr(train, "encode", told)
     assert baselines.of_codes(None, digits) == {"k_means": 1, "mixture": 1}
+
+
+def test_a_peer_is_scored_on_the_images_that_it_was_fitted_on(digits, monkeypatch):
+    class Peer:
+        def __init__(self, n_clusters, random_state, device, **epochs):
+            assert (n_clusters, epochs["pretrain_epochs"]) == (10, 20)
+
+        def fit(self, points):
+            assert points.shape == (len(digits.train_images), 784)
+            self.labels_ = 9 - digits.train_labels.numpy()
+            return self
+
+    monkeypatch.setitem(sys.modules, "clustpy", SimpleNamespace(deep=SimpleNamespace(DEC=Peer, N2D=Peer)))
+    assert [baselines.accuracy(peer, digits, 0) for peer in baselines.PEERS] == [1, 1]
 
 
 def test_the_ceiling_learns_from_labels_and_a_row_says_how_long_it_took(digits, monkeypatch):

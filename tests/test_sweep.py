@@ -59,6 +59,20 @@ def test_a_range_of_seeds_and_what_a_row_keeps_of_its_recipe(tmp_path, monkeypat
     assert rows["train_one_to_one"][0] == pytest.approx(matrix[pairs].sum() / matrix.sum(), abs=1e-5)
 
 
+def test_ablations_and_baselines_go_to_their_tables(monkeypatch):
+    called = []
+
+    def note(work, *_, table, **options):
+        called.append((table, len(work)))
+        return pd.DataFrame({"work": [0]})
+
+    monkeypatch.setattr(__main__, "sweep", note)
+    monkeypatch.setattr(__main__, "collect", note)
+    for task in ("ablations", "baselines", "peers"):
+        __main__.main([task, "--dataset=digits", "--seeds=2"])
+    assert called == [("learning_rates", 10), ("ablations", 9), ("baselines", 8), ("baselines", 4)]
+
+
 def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path):
     explodes = replace(RECIPE, name="explodes", activations=False, lr=1e6)
     later = [replace(RECIPE, epochs=epochs) for epochs in (10, 3)]  # the first begins before the fault is heard of
