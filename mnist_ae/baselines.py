@@ -63,7 +63,7 @@ def accuracy(method: str, digits: data.Digits, seed: int) -> float:
         model = getattr(deep, kind)(n_clusters=10, random_state=seed, device=torch.device("cpu"), **epochs)
         found = np.eye(10)[model.fit(checks.pixels(digits.train_images).flatten(1).numpy()).labels_]
         matrix = confusion.confusion_matrix(digits.train_labels, found)
-        return confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix))
+        return confusion.scores(matrix, matrix)["one_to_one"]
     if method == CEILING:
         model = ceiling(digits.train_images, digits.train_labels, seed=seed)
         found = [train.encode(model, images) for images in (digits.train_images, digits.test_images)]

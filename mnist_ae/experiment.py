@@ -234,7 +234,7 @@ def _finished(recipe: Recipe, folder: Path, identity: dict) -> Result | None:
 def _best(labels: Tensor, codes: Tensor) -> float:
     """Accuracy with the best one-to-one mapping, on the images that it was fitted on."""
     matrix = confusion.confusion_matrix(labels, codes)
-    return confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix))
+    return confusion.scores(matrix, matrix)["one_to_one"]
 
 
 def _evaluate(model: nn.Module, digits: data.Digits) -> dict:

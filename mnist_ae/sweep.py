@@ -170,6 +170,6 @@ def _row(recipe: Recipe, seed: int, dataset: str, device: str, score: Callable[[
         "last_fall": 1 - losses[-1] / losses[-2] if len(losses) > 1 else None,  # in the last epoch, as a share
         "seconds": round(result.seconds),
         **{name: result.metrics[name] for name in ("threads", "device", "torch")},
-        "train_one_to_one": confusion.accuracy(matrix, confusion.one_to_one_mapping(matrix)),
+        "train_one_to_one": confusion.scores(matrix, matrix)["one_to_one"],
         "settings": json.dumps(result.metrics["recipe"]),
     }
