@@ -1,6 +1,6 @@
 """For notebook 04: autoencoders that learn from their reconstruction alone, and the one term that makes a difference.
 
-`make ablations` trains all of them; each is a recipe as those of `recipes`.
+`make ablations` trains RECONSTRUCTION and INFORMATION; each is a recipe as those of `recipes`.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from mnist_ae import augment, checks, models
-from mnist_ae.recipes import BATCH, Network, Recipe, read_as_they_are
+from mnist_ae.recipes import BATCH, TEN_DIGITS, Network, Recipe, TenDigits, read_as_they_are
 from mnist_ae.train import Batch, Trainer
 
 
@@ -87,4 +87,35 @@ INFORMATION = (
     Network("canonical", **PLAIN | {"canonical": True}),
     Network("holes", **PLAIN | {"canonical": True, "holes": True}),
     Network("heads", epochs=3),
+)
+
+
+def _all(name: str, **changes: object) -> TenDigits:
+    """The whole recipe, with these changes in each of its networks."""
+    committee, (teacher,), students = (
+        tuple(replace(network, **changes) for network in networks)
+        for networks in (TEN_DIGITS.committee, [TEN_DIGITS.teacher], TEN_DIGITS.students)
+    )
+    return replace(TEN_DIGITS, name=name, committee=committee, teacher=teacher, students=students)
+
+
+MEMBER, TEACHER, STUDENT = TEN_DIGITS.committee[0], TEN_DIGITS.teacher, TEN_DIGITS.students[0]
+# The whole recipe with one part left out or made smaller; the runs are in figures/trials.csv. Of three seeds each in a
+# matter of hours: sweep.sweep(LEFT_OUT, range(10, 13), table="left_out").
+LEFT_OUT = (
+    TEN_DIGITS,
+    replace(TEN_DIGITS, name="without the committee", committee=()),
+    replace(TEN_DIGITS, name="members with one head", committee=3 * (replace(MEMBER, heads=1),)),
+    _all("without holes", holes=False),
+    _all("networks without the canonical form", canonical=False),
+    _all("without augmented copies", augmented=False),
+    replace(TEN_DIGITS, name="without neighbours", neighbours=0),
+    replace(TEN_DIGITS, name="without reconstruction", students=3 * (replace(STUDENT, reconstruction=0.0),)),
+    replace(
+        TEN_DIGITS,
+        name="half the epochs",
+        committee=3 * (replace(MEMBER, epochs=1),),
+        teacher=replace(TEACHER, epochs=3, taught=1),
+        students=3 * (replace(STUDENT, epochs=2, taught=2),),
+    ),
 )

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from mnist_ae import baselines, checks, confusion, data, experiment, models, plots, recipes, sweep, train
+from mnist_ae import ablations, baselines, checks, confusion, data, experiment, models, plots, recipes, sweep, train
 from mnist_ae.__main__ import number
 
 REPEATS = 5
@@ -208,6 +208,19 @@ def label_free(digits: data.Digits, recipe: recipes.TenDigits) -> Iterator[dict]
         yield row("recipe", method, time.perf_counter() - begin, "s", recipe.name, whole, **more)
 
 
+def left_out(images: Tensor) -> Iterator[dict]:
+    """What each part of the recipe costs: processor seconds of one thread on few images, against the whole recipe."""
+    taken = {}
+    for recipe in ablations.LEFT_OUT:
+        with sweep.one_thread(), patch.object(recipes, "LEAST_BATCHES", 1), train.Trainer(progress=False) as trainer:
+            begin = time.process_time()
+            recipe.train(trainer, images)
+            taken[recipe.name] = time.process_time() - begin
+    whole = recipes.TEN_DIGITS.name
+    for name, spent in taken.items():
+        yield row("left out", name, spent, "s", whole, taken[whole], images=len(images), repeats=1)
+
+
 def machine() -> str:
     """What was measured on, in words."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -252,6 +265,7 @@ def main() -> None:
         sweeps(epochs=1),
         sweeps(epochs=5),
         label_free(digits, recipes.TEN_DIGITS),
+        left_out(digits.train_images[:3000]),
     ):
         for line in section:
             rows.append(line)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mnist_ae import baselines, data, recipes, storage, sweep
+from mnist_ae import ablations, baselines, data, recipes, storage, sweep
 from tests import bench
 
 
@@ -39,6 +39,7 @@ def test_every_part_runs_and_makes_the_rows_that_the_readme_names(digits, monkey
         (baselines, "accuracy", lambda *_: 0.5),
         (data, "load", lambda *_: few),
         (recipes, "TEN_DIGITS", short),
+        (ablations, "LEFT_OUT", (short,)),
         (recipes, "BATCH", 32),
         (recipes, "LEAST_BATCHES", 1),
         (sweep, "workers", lambda: ThreadPoolExecutor(1)),

@@ -1,5 +1,6 @@
 """The label-free recipe: each of its parts against an independent computation, and the whole on the bundled digits."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -194,3 +195,22 @@ def test_each_part_that_is_left_out_makes_another_model_and_a_seed_is_a_run(digi
     for change in ({"neighbours": 0}, {"students": ()}, {"committee": ()}, {"seed": 1}):
         assert not torch.equal(codes(**change), whole), change
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
+
+
+def test_what_is_left_out_is_what_the_runs_of_notebook_04_left_out():
+    """Its settings, `recipe` or `recipe.part`, against those that the committed runs were made with."""
+    runs = pd.read_csv(storage.HOME / "figures" / "trials.csv").query("trial.str.startswith('ablation: ')")
+    settings = runs.assign(trial=runs["trial"].str[len("ablation: ") :]).groupby("trial")["settings"].first()
+    whole, *others = ablations.LEFT_OUT
+    assert {"the whole recipe", *(recipe.name for recipe in others)} == set(settings.index)
+    parts = {"committee": whole.committee, "teacher": (whole.teacher,), "students": whole.students}
+    for recipe in others:
+        left = json.loads(settings[recipe.name])
+        changes = {name: left.pop(name) for name in list(left) if name not in ("device", "mistakes", "neighbours_in")}
+        everywhere = {name: changes.pop(name) for name in ("holes", "canonical", "augmented") if name in changes}
+        for part, networks in parts.items():
+            made = changes.pop(part, {})
+            expected = tuple(replace(network, **everywhere | made) for network in networks) if made != [] else ()
+            found = getattr(recipe, part)
+            assert (found if isinstance(found, tuple) else (found,)) == expected, (recipe.name, part)
+        assert changes == ({} if recipe.neighbours == whole.neighbours else {"neighbours": recipe.neighbours})
