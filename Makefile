@@ -76,11 +76,10 @@ test-browser: $(ENVIRONMENT) ## use notebooks 00, 02 and 05 and figures/try.html
 
 EXECUTE = TQDM_DISABLE=1 $(SUPERVISE) -m jupyter nbconvert --to notebook --execute --inplace \
   --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False
-refresh: $(ENVIRONMENT) ## execute the stored notebooks in place, with their default parameters on MNIST; publish the weights
+refresh: $(ENVIRONMENT) ## train and publish the weights, execute the stored notebooks in place with their default parameters on MNIST
 	@$(TASK) check --dataset MNIST > /dev/null
-	@for notebook in $(filter-out $(START),$(NOTEBOOKS)); do $(EXECUTE) $$notebook || exit 1; done
 	@$(TASK) publish --dataset MNIST
-	@$(EXECUTE) $(START)
+	@for notebook in $(NOTEBOOKS); do $(EXECUTE) $$notebook || exit 1; done
 	@$(TASK) page
 	@$(MAKE) --no-print-directory clean-notebooks
 
@@ -149,11 +148,11 @@ $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/pa
 	@rm -f "$(@D)/$*.failed.ipynb"
 	@mv "$(@D)/.$*.ipynb" "$@"
 
-# 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves.
+# 02, 03 and 05 read the run that 01 leaves, 06 the one that 05 leaves where it is not the committed one.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,02_inspect_codes 03_cluster_to_label 05_ten_digits): $(RUNS)/notebooks/01_train.ipynb
 $(RUNS)/notebooks/06_seeds.ipynb: $(RUNS)/notebooks/05_ten_digits.ipynb
-# 00 reads the weights that are committed.
-$(RUNS)/$(START): $(wildcard $(WEIGHTS))
+# These read the weights that are committed.
+$(patsubst %,$(RUNS)/notebooks/%.ipynb,00_start_here 05_ten_digits 06_seeds): $(wildcard $(WEIGHTS))
 # What these tasks write is read by these notebooks.
 $(patsubst %,$(RUNS)/notebooks/%.ipynb,03_cluster_to_label 04_beyond_forty 05_ten_digits 06_seeds): \
   $(wildcard $(foreach table,seeds ablations baselines ten_digits,$(RUNS:%runs=%figures)/$(table).csv $(RUNS:%runs=%figures)/*/$(table).csv))

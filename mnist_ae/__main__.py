@@ -62,9 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def publish(digits: data.Digits, options: argparse.Namespace) -> Path:
-    """The weights that notebook 05 trained, into figures/. RunNotFound where it did not."""
+    """The weights of a run with this seed, which is trained where none is finished, into figures/."""
     folder = experiment.run_folder(recipes.TEN_DIGITS, options.seed, digits)
-    return experiment.publish(experiment.load(recipes.TEN_DIGITS, options.seed, digits, folder, device=options.device))
+    return experiment.publish(experiment.run(recipes.TEN_DIGITS, options.seed, digits, folder, device=options.device))
 
 
 def parse(options: argparse.Namespace) -> tuple[data.Digits, range]:

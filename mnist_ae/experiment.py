@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ae import augment, checks, confusion, data, losses, models, pseudo_labels, recipes, storage, train
+from mnist_ae import pretrained as weights
 from mnist_ae.pretrained import pretrained as pretrained
 from mnist_ae.pretrained import publish as publish
 from mnist_ae.recipes import Recipe
@@ -133,6 +134,20 @@ def load(recipe: Recipe, seed: int, digits: data.Digits, out_dir: Path, *, devic
         first = first if notebook else "train it with experiment.run first"
         raise RunNotFound(f"no finished run {Path(out_dir).name} of this code and data: {first}")
     return found
+
+
+def committed(recipe: Recipe, seed: int, digits: data.Digits) -> Result | None:
+    """The run that the committed weights are of, without snapshots; None where it is of another recipe, seed, data or
+    code, or there are none. CheckpointError where they are damaged.
+    """
+    identity = _identity(recipe, checks.seed(seed), digits, "cpu")
+    with suppress(FileNotFoundError):
+        metrics = weights.committed()[1]
+        if all(metrics[name] == identity[name] for name in ("recipe", "seed", "data", "code")):
+            kept = {"history": metrics.pop("history"), "seconds": metrics.pop("seconds")}
+            folder = weights.FOLDER / weights.NAME
+            return Result(pretrained(), metrics=metrics, snapshots={}, folder=folder, reused=True, **kept)
+    return None
 
 
 def _check_model(recipe: Recipe) -> None:

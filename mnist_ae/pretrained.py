@@ -36,7 +36,8 @@ def publish(result) -> Path:
     if accuracy < (told := result.metrics["accuracy"]["one_to_one"]):
         raise ValueError(f"the accuracy is {accuracy:.2%}, and {told:.2%} in the run's metrics: not published")
     path, content = FOLDER / NAME, safetensors.torch.save(weights)
-    metrics = result.metrics | {"predictions_changed": changed, "sha256": hashlib.sha256(content).hexdigest()}
+    metrics = result.metrics | {"history": result.history, "seconds": result.seconds}
+    metrics |= {"predictions_changed": changed, "sha256": hashlib.sha256(content).hexdigest()}
     storage.write(path, content)
     storage.write(path.with_suffix(".json"), (json.dumps(metrics, indent=1) + "\n").encode())
     return path

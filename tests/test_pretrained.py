@@ -29,6 +29,26 @@ def test_what_is_published_comes_back_with_the_metrics_of_its_run(result, digits
     assert path.read_bytes() == before, "the same bytes"
 
 
+def test_the_committed_run_is_that_of_its_recipe_seed_data_and_code_alone(result, digits, folder, monkeypatch):
+    seed, recipe = result.metrics["seed"], recipes.TEN_DIGITS
+    monkeypatch.setitem(result.metrics, "recipe", json.loads(json.dumps(asdict(recipe))))
+    monkeypatch.setitem(result.metrics, "data", {"name": digits.name, "sha256": digits.checksum})
+    assert experiment.committed(recipe, seed, digits) is None, "there is none"
+    experiment.publish(result)
+    found = experiment.committed(recipe, seed, digits)
+    assert (found.history, found.seconds, found.reused) == (result.history, result.seconds, True)
+    assert result.metrics.items() <= found.metrics.items()
+    assert torch.equal(*(train.encode(one.model, digits.test_images) for one in (found, result)))
+    for other in (
+        (recipe, seed + 1, digits),
+        (replace(recipe, neighbours=9), seed, digits),
+        (recipe, seed, replace(digits, train_images=digits.train_images[1:], train_labels=digits.train_labels[1:])),
+    ):
+        assert experiment.committed(*other) is None
+    monkeypatch.setattr(experiment, "CODE", experiment.CODE[1:])
+    assert experiment.committed(recipe, seed, digits) is None, "of other code"
+
+
 def test_a_damaged_or_missing_file_is_named(result, folder):
     path = experiment.publish(result)
     content = bytearray(path.read_bytes())
@@ -78,10 +98,8 @@ def test_the_committed_weights_have_on_mnist_what_the_file_beside_them_says(mnis
 def test_the_tasks_of_make_say_what_is_missing_and_where_they_wrote(result, folder, capsys):
     with pytest.raises(SystemExit, match=r"error: .*ten_digits\.safetensors is missing"):
         __main__.main(["page"])
-    with pytest.raises(SystemExit, match=r"error: no finished run ten-digits-digits-.*run notebook 05_ten_digits"):
-        __main__.main(["publish", "--dataset=digits"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load", lambda *_, **__: result)
+        patch.setattr(experiment, "run", lambda *_, **__: result)
         __main__.main(["publish", "--dataset=digits"])
     __main__.main(["page"])
     assert capsys.readouterr().out.split() == [str(folder / name) for name in (pretrained.NAME, page.PAGE)]
