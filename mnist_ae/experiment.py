@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ae import augment, checks, confusion, data, losses, models, pseudo_labels, recipes, storage, train
-from mnist_ae import pretrained as weights
+from mnist_ae.pretrained import NAME, read
 from mnist_ae.pretrained import pretrained as pretrained
 from mnist_ae.pretrained import publish as publish
 from mnist_ae.recipes import Recipe
@@ -142,10 +142,10 @@ def committed(recipe: Recipe, seed: int, digits: data.Digits) -> Result | None:
     """
     identity = _identity(recipe, checks.seed(seed), digits, "cpu")
     with suppress(FileNotFoundError):
-        metrics = weights.committed()[1]
+        _, metrics = read()
         if all(metrics[name] == identity[name] for name in ("recipe", "seed", "data", "code")):
             kept = {"history": metrics.pop("history"), "seconds": metrics.pop("seconds")}
-            folder = weights.FOLDER / weights.NAME
+            folder = storage.HOME / "figures" / NAME
             return Result(pretrained(), metrics=metrics, snapshots={}, folder=folder, reused=True, **kept)
     return None
 

@@ -12,7 +12,7 @@ PAGE = "try.html"
 
 def write() -> Path:
     """Write the page beside the weights; returns its path. Errors as for `pretrained.committed`."""
-    content, metrics = pretrained.committed()
+    content, metrics = pretrained.read()
     told = {
         "weights": base64.b64encode(content).decode(),
         "digits": confusion.one_to_one_mapping(metrics["train_matrix"]).tolist(),

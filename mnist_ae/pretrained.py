@@ -43,7 +43,7 @@ def publish(result) -> Path:
     return path
 
 
-def committed() -> tuple[bytes, dict]:
+def read() -> tuple[bytes, dict]:
     """The bytes of the safetensors file, which are those that the metrics beside it tell of, and these metrics.
 
     FileNotFoundError, which says what to do, where one of the two is missing; CheckpointError where one is damaged.
@@ -62,11 +62,11 @@ def committed() -> tuple[bytes, dict]:
 
 
 def pretrained() -> nn.Module:
-    """The model of `recipes.TEN_DIGITS` with the committed weights, in eval mode, on the CPU; errors as `committed`.
+    """The model of `recipes.TEN_DIGITS` with the committed weights, in eval mode, on the CPU; errors as `read`.
 
     CheckpointError for weights of another architecture.
     """
-    content, _ = committed()
+    content, _ = read()
     try:
         return _with(safetensors.torch.load(content))
     except (RuntimeError, SafetensorError) as error:

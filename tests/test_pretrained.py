@@ -87,7 +87,7 @@ def test_what_rounding_would_change_and_what_is_worse_than_its_run_is_not_publis
 def test_the_committed_weights_have_on_mnist_what_the_file_beside_them_says(mnist):
     if not (pretrained.FOLDER / pretrained.NAME).exists():
         pytest.skip(f"figures/{pretrained.NAME} is not there: `make refresh` writes it")
-    model, (_, metrics) = experiment.pretrained(), pretrained.committed()
+    model, (_, metrics) = experiment.pretrained(), pretrained.read()
     matrix = confusion.confusion_matrix(mnist.test_labels, train.encode(model, mnist.test_images))
     assert matrix.tolist() == metrics["test_matrix"]
     mapping = confusion.one_to_one_mapping(metrics["train_matrix"])
