@@ -93,6 +93,7 @@ def test_the_committed_weights_have_on_mnist_what_the_file_beside_them_says(mnis
     mapping = confusion.one_to_one_mapping(metrics["train_matrix"])
     assert confusion.accuracy(matrix, mapping) == metrics["accuracy"]["one_to_one"]
     assert metrics["recipe"] == json.loads(json.dumps(asdict(recipes.TEN_DIGITS)))
+    assert experiment.committed(recipes.TEN_DIGITS, 0, mnist), "trained by other code: `make refresh`"
 
 
 def test_the_tasks_of_make_say_what_is_missing_and_where_they_wrote(result, folder, capsys):
