@@ -68,7 +68,7 @@ test: test-unit test-notebooks ## all tests
 test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reach
 	$(SUPERVISE) -m pytest tests --cov=mnist_ae --cov-branch --cov-fail-under=95
 
-test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print (about 26 minutes)
+test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print
 	$(SUPERVISE) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 test-browser: $(ENVIRONMENT) ## use notebooks 00, 02 and 05 and figures/try.html in Chromium, as a person would
