@@ -100,8 +100,8 @@ def _all(name: str, **changes: object) -> TenDigits:
 
 
 MEMBER, TEACHER, STUDENT = TEN_DIGITS.committee[0], TEN_DIGITS.teacher, TEN_DIGITS.students[0]
-# The whole recipe with one part left out or made smaller; the runs are in figures/trials.csv. Of three seeds each in a
-# matter of hours: sweep.sweep(LEFT_OUT, range(10, 13), table="left_out").
+# The whole recipe with one part left out or made smaller; the runs are in figures/trials.csv. (Those
+# without the canonical form still looked for neighbours in it.)
 LEFT_OUT = (
     TEN_DIGITS,
     replace(TEN_DIGITS, name="without the committee", committee=()),

@@ -11,7 +11,7 @@ PAGE = "try.html"
 
 
 def write() -> Path:
-    """Write the page beside the weights; returns its path. Errors as for `pretrained.committed`."""
+    """Write the page beside the weights; returns its path. Errors as for `pretrained.read`."""
     content, metrics = pretrained.read()
     told = {
         "weights": base64.b64encode(content).decode(),
