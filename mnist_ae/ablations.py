@@ -90,32 +90,37 @@ INFORMATION = (
 )
 
 
+def _each(networks: tuple[Network, ...], **changes: object) -> tuple[Network, ...]:
+    return tuple(replace(network, **changes) for network in networks)
+
+
 def _all(name: str, **changes: object) -> TenDigits:
     """The whole recipe, with these changes in each of its networks."""
-    committee, (teacher,), students = (
-        tuple(replace(network, **changes) for network in networks)
-        for networks in (TEN_DIGITS.committee, [TEN_DIGITS.teacher], TEN_DIGITS.students)
+    return replace(
+        TEN_DIGITS,
+        name=name,
+        committee=_each(TEN_DIGITS.committee, **changes),
+        teacher=replace(TEN_DIGITS.teacher, **changes),
+        students=_each(TEN_DIGITS.students, **changes),
     )
-    return replace(TEN_DIGITS, name=name, committee=committee, teacher=teacher, students=students)
 
 
-MEMBER, TEACHER, STUDENT = TEN_DIGITS.committee[0], TEN_DIGITS.teacher, TEN_DIGITS.students[0]
-# The whole recipe with one part left out or made smaller; the runs are in figures/trials.csv. (Those
-# without the canonical form still looked for neighbours in it.)
+# The whole recipe with one part left out or made smaller; the runs are in figures/trials.csv. (Those without the
+# canonical form still looked for neighbours in it.)
 LEFT_OUT = (
     TEN_DIGITS,
-    replace(TEN_DIGITS, name="without the committee", committee=()),
-    replace(TEN_DIGITS, name="members with one head", committee=3 * (replace(MEMBER, heads=1),)),
-    _all("without holes", holes=False),
-    _all("networks without the canonical form", canonical=False),
-    _all("without augmented copies", augmented=False),
-    replace(TEN_DIGITS, name="without neighbours", neighbours=0),
-    replace(TEN_DIGITS, name="without reconstruction", students=3 * (replace(STUDENT, reconstruction=0.0),)),
+    replace(TEN_DIGITS, name="without-the-committee", committee=()),
+    replace(TEN_DIGITS, name="members-with-one-head", committee=_each(TEN_DIGITS.committee, heads=1)),
+    _all("without-holes", holes=False),
+    _all("networks-without-the-canonical-form", canonical=False),
+    _all("without-augmented-copies", augmented=False),
+    replace(TEN_DIGITS, name="without-neighbours", neighbours=0),
+    replace(TEN_DIGITS, name="without-reconstruction", students=_each(TEN_DIGITS.students, reconstruction=0.0)),
     replace(
         TEN_DIGITS,
-        name="half the epochs",
-        committee=3 * (replace(MEMBER, epochs=1),),
-        teacher=replace(TEACHER, epochs=3, taught=1),
-        students=3 * (replace(STUDENT, epochs=2, taught=2),),
+        name="half-the-epochs",
+        committee=_each(TEN_DIGITS.committee, epochs=1),
+        teacher=replace(TEN_DIGITS.teacher, epochs=3, taught=1),
+        students=_each(TEN_DIGITS.students, epochs=2, taught=2),
     ),
 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ae import augment, checks, confusion, data, losses, models, pseudo_labels, recipes, storage, train
-from mnist_ae.pretrained import NAME, read
+from mnist_ae.pretrained import FOLDER, NAME, from_bytes, read
 from mnist_ae.pretrained import pretrained as pretrained
 from mnist_ae.pretrained import publish as publish
 from mnist_ae.recipes import Recipe
@@ -142,11 +142,11 @@ def committed(recipe: Recipe, seed: int, digits: data.Digits) -> Result | None:
     """
     identity = _identity(recipe, checks.seed(seed), digits, "cpu")
     with suppress(FileNotFoundError):
-        _, metrics = read()
+        content, metrics = read()
         if all(metrics[name] == identity[name] for name in ("recipe", "seed", "data", "code")):
             kept = {"history": metrics.pop("history"), "seconds": metrics.pop("seconds")}
-            folder = storage.HOME / "figures" / NAME
-            return Result(pretrained(), metrics=metrics, snapshots={}, folder=folder, reused=True, **kept)
+            model, path = from_bytes(content), FOLDER / NAME
+            return Result(model, metrics=metrics, snapshots={}, folder=path, reused=True, **kept)
     return None
 
 

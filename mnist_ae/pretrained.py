@@ -66,7 +66,11 @@ def pretrained() -> nn.Module:
 
     CheckpointError for weights of another architecture.
     """
-    content, _ = read()
+    return from_bytes(read()[0])
+
+
+def from_bytes(content: bytes) -> nn.Module:
+    """What `pretrained` returns, of the bytes of a safetensors file; CheckpointError as there."""
     try:
         return _with(safetensors.torch.load(content))
     except (RuntimeError, SafetensorError) as error:

@@ -10,7 +10,19 @@ import torch
 from scipy import special
 from torch.nn import functional as F
 
-from mnist_ae import ablations, augment, baselines, confusion, losses, models, pseudo_labels, recipes, storage, train
+from mnist_ae import (
+    ablations,
+    augment,
+    baselines,
+    confusion,
+    experiment,
+    losses,
+    models,
+    pseudo_labels,
+    recipes,
+    storage,
+    train,
+)
 from mnist_ae.recipes import Network, TenDigits
 
 TEACHER, STUDENT = recipes.TEN_DIGITS.teacher, recipes.TEN_DIGITS.students[0]
@@ -197,16 +209,19 @@ def test_each_part_that_is_left_out_makes_another_model_and_a_seed_is_a_run(digi
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
 
 
-def test_what_is_left_out_is_what_the_runs_of_notebook_04_left_out():
-    """Its settings, `recipe` or `recipe.part`, against those that the committed runs were made with."""
+def test_what_is_left_out_is_what_the_runs_of_notebook_04_left_out(digits):
+    """Settings of the recipe, of all networks, or of those of one part, as the committed runs had them."""
     runs = pd.read_csv(storage.HOME / "figures" / "trials.csv").query("trial.str.startswith('ablation: ')")
     settings = runs.assign(trial=runs["trial"].str[len("ablation: ") :]).groupby("trial")["settings"].first()
     whole, *others = ablations.LEFT_OUT
-    assert {"the whole recipe", *(recipe.name for recipe in others)} == set(settings.index)
+    assert {"the whole recipe", *(recipe.name.replace("-", " ") for recipe in others)} == set(settings.index)
     parts = {"committee": whole.committee, "teacher": (whole.teacher,), "students": whole.students}
     for recipe in others:
-        left = json.loads(settings[recipe.name])
-        changes = {name: left.pop(name) for name in list(left) if name not in ("device", "mistakes", "neighbours_in")}
+        assert experiment.run_folder(recipe, 0, digits).name.startswith(recipe.name), "it can be run"
+        changes = json.loads(settings[recipe.name.replace("-", " ")])
+        changes = {
+            name: value for name, value in changes.items() if name not in ("device", "mistakes", "neighbours_in")
+        }
         everywhere = {name: changes.pop(name) for name in ("holes", "canonical", "augmented") if name in changes}
         for part, networks in parts.items():
             made = changes.pop(part, {})
