@@ -108,7 +108,7 @@ baselines: $(ENVIRONMENT) ## clustering and the same network with labels, for SE
 peers: $(ENVIRONMENT) ## deep clustering by clustpy, which pip install -e '.[peers]' brings, into figures/baselines.csv
 	@$(TASK) peers $(PARAMETERS) --seeds="$$SEEDS"
 
-bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png (about 36 minutes)
+bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png
 	$(SUPERVISE) -m tests.bench --threads="$$THREADS"
 
 lint: $(ENVIRONMENT) ## ruff

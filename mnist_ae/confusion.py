@@ -86,16 +86,6 @@ def row_normalise(matrix: ArrayLike) -> np.ndarray:
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
 
-def recall(matrix: ArrayLike, mapping: ArrayLike) -> np.ndarray:
-    """float64 [10]: for each digit, the share of its images whose neuron is mapped to it.
-
-    >>> recall(np.eye(10), [0, 0, 2, 3, 4, 5, 6, 7, 8, 9])  # no neuron is mapped to digit 1
-    array([1., 0., 1., 1., 1., 1., 1., 1., 1., 1.])
-    """
-    shares, mapping = row_normalise(_checked(matrix)), _digits(mapping)
-    return np.array([shares[digit, mapping == digit].sum() for digit in range(10)])
-
-
 def dead_neurons(matrix: ArrayLike) -> list[int]:
     """The neurons that are never the most active one: the columns of zeros.
 

@@ -46,10 +46,10 @@ class Result:
 
     @property
     def origin(self) -> str:
-        """Whether this call trained the run or found it finished, and how long its training took."""
+        """Whether this call trained the run or found it trained, and how long that training took."""
         how = f"continued after epoch {self.continued}" if self.continued else "trained now"
         took = f"about {self.seconds / 60:.0f} min" if self.seconds >= 60 else "less than a minute"
-        return f"{'found finished' if self.reused else how} in {took}: {self.folder.name}"
+        return f"{'already trained' if self.reused else how} ({took}): {self.folder.name}"
 
 
 class RunNotFound(FileNotFoundError):
@@ -154,7 +154,7 @@ def _check_model(recipe: Recipe) -> None:
     """ValueError, in one sentence, for a model that could not be scored after its training."""
     blank = torch.zeros(2, 1, 28, 28)
     try:
-        model = models.born(recipe.model, 0)
+        model = models.initialise(recipe.model, 0)
         codes = train.encode(model, blank)
         if codes.shape != (2, 10):
             raise ValueError(f"codes of 2 images must be [2, 10], not {list(codes.shape)}")

@@ -12,10 +12,10 @@ from mnist_ae import augment, checks
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 
 
-def born(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A new model with the first weights of `seed`; the caller's random numbers are left alone.
+def initialise(kind: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A new model with the initial weights of `seed`; the caller's random numbers are left alone.
 
-    >>> born(lambda: torch.rand(1), 0) == born(lambda: torch.rand(1), 0)
+    >>> initialise(lambda: torch.rand(1), 0) == initialise(lambda: torch.rand(1), 0)
     tensor([True])
     """
     with torch.random.fork_rng(devices=[]):

@@ -32,7 +32,7 @@ matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
 BLUE, ORANGE, GREEN = "#0173B2", "#DE8F05", "#029E73"  # the first of the style's colour-blind safe cycle
 GREY = "#949494"  # what to compare with, and nothing else
 DIGITS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]  # each digit's own, in every figure
-READINGS = {
+MAPPINGS = {
     "many_to_one_same": "many-to-one, mapping fitted on the test labels",
     "one_to_one": "one-to-one, mapping fitted on training labels",
 }
@@ -350,19 +350,19 @@ def errors(table: pd.DataFrame, title: str, levels: dict[str, float] | None = No
     return fig
 
 
-def reconstructions(runs: pd.DataFrame, readings: dict[str, str], levels: pd.Series, title: str) -> Figure:
-    """Loss against accuracy, a panel for each of `readings`, {column of accuracies: its name}; a mark for each run.
+def reconstructions(runs: pd.DataFrame, measures: dict[str, str], levels: pd.Series, title: str) -> Figure:
+    """Loss against accuracy, a panel for each of `measures`, {column of accuracies: its name}; a mark for each run.
 
-    runs: columns recipe, loss and those of `readings`. levels: losses to compare with, by their names.
+    runs: columns recipe, loss and those of `measures`. levels: losses to compare with, by their names.
     """
     fig = _figure(12, 4.8, title)
-    for ax, (column, reading) in zip(fig.subplots(1, len(readings), sharey=True), readings.items(), strict=True):
+    for ax, (column, measure) in zip(fig.subplots(1, len(measures), sharey=True), measures.items(), strict=True):
         for name, level in levels.items():
             ax.axvline(level, color=GREY, lw=1)
             ax.text(level, 0.99, f"{name} ", rotation=90, ha="right", va="top", color=GREY, fontsize=8)
         for (recipe, group), marker in zip(runs.groupby("recipe", sort=False), "os^Dv", strict=False):
             ax.plot(group["loss"], group[column], marker, ms=7, alpha=0.8, label=recipe)
-        ax.set(title=reading, xlabel="mean squared error, training images", xlim=(0, None), ylim=(0, 1))
+        ax.set(title=measure, xlabel="mean squared error, training images", xlim=(0, None), ylim=(0, 1))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     fig.axes[0].set_ylabel("accuracy on the test images")
     fig.legend(*ax.get_legend_handles_labels(), ncols=5, loc="outside lower center")
@@ -382,17 +382,17 @@ def gallery(images: ArrayLike, captions: Sequence[str], title: str, columns: int
     return fig
 
 
-def seeds(table: pd.DataFrame, levels: dict[str, float], title: str, readings: dict[str, str] = READINGS) -> Figure:
-    """Marks for each run: columns seed, epochs, those of `readings`, {column of accuracies: its name}, and note, if
+def seeds(table: pd.DataFrame, levels: dict[str, float], title: str, measures: dict[str, str] = MAPPINGS) -> Figure:
+    """Marks for each run: columns seed, epochs, those of `measures`, {column of accuracies: its name}, and note, if
     there is one, written below the marks of its run.
     """
     fig = _figure(9, 4.4, title)
     ax, place = fig.subplots(), np.arange(len(table))
     _horizontals(ax, levels)
-    for k, ((column, reading), marker) in enumerate(zip(readings.items(), "osD", strict=False)):
-        x = place + 0.14 * (k - (len(readings) - 1) / 2)
-        ax.plot(x, table[column], marker, ms=9, color=BLUE if column == "one_to_one" else ORANGE, label=reading)
-    least = table[list(readings)].min(axis=1)
+    for k, ((column, measure), marker) in enumerate(zip(measures.items(), "osD", strict=False)):
+        x = place + 0.14 * (k - (len(measures) - 1) / 2)
+        ax.plot(x, table[column], marker, ms=9, color=BLUE if column == "one_to_one" else ORANGE, label=measure)
+    least = table[list(measures)].min(axis=1)
     for x, y, note in zip(place, least, table.get("note", len(table) * [""]), strict=True):
         ax.annotate(note, (x, y), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=9)
     several = table["epochs"].nunique() > 1

@@ -79,7 +79,7 @@ def from_bytes(content: bytes) -> nn.Module:
 
 
 def _with(weights: dict[str, Tensor]) -> nn.Module:
-    model = models.born(recipes.TEN_DIGITS.model, 0)
+    model = models.initialise(recipes.TEN_DIGITS.model, 0)
     counts = {name: value for name, value in model.state_dict().items() if not value.ndim}  # of batches: not kept
     model.load_state_dict(counts | weights)
     return model.eval()

@@ -33,24 +33,24 @@ def align(predictions: list[Tensor]) -> list[Tensor]:
 def aggregate(predictions: list[Tensor], rounds: int = 10) -> Tensor:
     """The pseudo-labels [N, 10] of several networks' codes of the same images (Dawid and Skene 1979, codes for counts).
 
-    Each network confuses other digits: which one a rare style goes to (7s with a bar, 9s with a curled tail) is decided
-    by chance in its first steps. In turn, the annotators' confusion matrices are estimated from the answers so far, and
-    the answers from the predictions and those matrices: where one network takes barred 7s for 2s and another for 9s, a
-    2 and a 9 make a 7, and a vote would be lost. The last evidence is the networks' mean, not their sum, since their
-    errors are not independent.
+    Networks differ, by chance, in the digit that they take a rare style for (7s with a bar, 9s with a curled tail). By
+    EM, the networks are the annotators: their confusion matrices are estimated from the posterior over digits, and the
+    posterior from their predictions and these matrices. Where one network takes barred 7s for 2s and another for 9s, a
+    2 and a 9 make a 7, where a vote would fail. The last posterior is of the networks' mean evidence, not of the sum,
+    since their errors are not independent.
 
     >>> one = torch.eye(10).repeat(20, 1)
     >>> torch.equal(aggregate([one, one.flip(1)]).argmax(dim=1), one.argmax(dim=1))
     True
     """
     predictions = align(predictions)
-    answers = sum(predictions) / len(predictions)
+    posterior = sum(predictions) / len(predictions)
     for _ in range(rounds):
-        confusions = [answers.T @ codes + 1e-5 * len(codes) for codes in predictions]  # [answer, prediction]
+        confusions = [posterior.T @ codes + 1e-5 * len(codes) for codes in predictions]  # [posterior, prediction]
         likelihoods = [(confusion / confusion.sum(dim=1, keepdim=True)).log() for confusion in confusions]
         evidence = sum(codes @ likelihood.T for codes, likelihood in zip(predictions, likelihoods, strict=True))
-        frequency = answers.mean(0).clamp_min(1e-3).log()
-        answers = (frequency + evidence).softmax(dim=1)
+        frequency = posterior.mean(0).clamp_min(1e-3).log()
+        posterior = (frequency + evidence).softmax(dim=1)
     return (frequency + evidence / len(predictions)).softmax(dim=1)
 
 

@@ -1,19 +1,19 @@
-"""Every recipe from top to bottom: the post's, the one that learns ten digits, and the steps from one to the other.
+"""Every recipe from top to bottom: the post's, and the label-free one.
 
 A recipe is a frozen dataclass of all that decides a run but its seed and its images: `name`, `epochs`, `model()` and
 `train(trainer, images)`, which is given images uint8 [N, 1, 28, 28], never a label, and returns the trained model.
 
 The label-free recipe, `TenDigits`:
 
-1. **Objective.** Mutual-information maximisation with consistency under augmentation (RIM, IMSAT, IIC): a code is
-   one-hot, all ten neurons are used about equally often, and an augmented copy of an image keeps the image's code.
-2. **Committee.** Three small networks with several heads learn it for two epochs. Into which digit a rare style falls
-   is a lottery of the first steps, and they do not all draw the same: their answers are aggregated (Dawid-Skene).
-3. **Teacher.** A deeper network learns these answers in its first two epochs, as pseudo-labels, and goes on with the
-   objective alone, which cleans up some of what they have wrong.
-4. **Students.** The answers of the teacher, together with those for the nearest neighbours among the images, are the
-   pseudo-labels that an autoencoder learns, from augmented copies, while it learns to draw the image from the code. It
-   teaches the next one likewise. The average of the last student's weights is the result.
+1. **Objective.** Mutual-information maximisation with consistency under augmentation (RIM, IMSAT, IIC): each code is
+   one-hot, all ten neurons are used about equally often, and an augmented copy of an image has the image's code.
+2. **Committee.** Three small networks with several heads learn it for two epochs. Which digit a rare style is taken for
+   is up to chance and differs between networks, so their predictions are aggregated (Dawid-Skene).
+3. **Teacher.** A deeper network learns the aggregated predictions as pseudo-labels for two epochs, and goes on with the
+   objective alone, which corrects some of their errors.
+4. **Students.** Self-training: the teacher's predictions, combined with those for the nearest neighbours of an image,
+   are the pseudo-labels that an autoencoder learns from augmented copies, while it learns to reconstruct the image from
+   the code. It teaches the next one likewise. The average of the last student's weights is the result.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,7 @@ LEAST_BATCHES = 100  # in an epoch of it; MNIST has 468, the bundled digits woul
 class Post:
     """The post's: mean squared error, plain SGD; the defaults are its 20-epoch run.
 
-    activations, reachable: see `models.PostAutoencoder`. bfloat16: True to round what is multiplied to 8 significant
-    bits; weights and loss stay float32. ValueError for epochs and batch sizes that cannot be.
+    activations: see `models.PostAutoencoder`. ValueError for epochs and batch sizes that cannot be.
     """
 
     name: str = "post"
@@ -48,21 +47,17 @@ class Post:
     lr: float = 0.01
     momentum: float = 0.5
     activations: bool = True
-    reachable: bool = False
-    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", checks.whole_number("epochs", self.epochs, 1, 10_000))
         object.__setattr__(self, "batch_size", checks.whole_number("batch_size", self.batch_size, 1, 1_000_000))
 
     def model(self) -> nn.Module:
-        return models.PostAutoencoder(self.activations, self.reachable)
+        return models.PostAutoencoder(self.activations)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         target = model.normalise(batch.images)
-        with torch.autocast(target.device.type, torch.bfloat16, enabled=self.bfloat16):
-            drawn = getattr(model, "fast_forward", model)(target)
-        return F.mse_loss(drawn.float(), target)
+        return F.mse_loss(getattr(model, "fast_forward", model)(target), target)
 
     def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
         sgd = partial(torch.optim.SGD, lr=self.lr, momentum=self.momentum, fused=True)
@@ -78,7 +73,7 @@ class Network:
     mutual information is the code. deeper, canonical, holes: see `models.TenNeurons`.
     lr, warm_up, anneal: the learning rate goes up to lr in so many epochs, then, with anneal, down to 0, else it stays.
     taught: the first epochs, which learn pseudo-labels, if any are given.
-    reconstruction, information: the weights of those terms; without the first the decoder stays as it was born.
+    reconstruction, information: the weights of those terms; without the first the decoder keeps its initial weights.
     balance: see `losses.mutual_information`. augmented: False to learn from the images as they are.
     ValueError for epochs, heads and a warm_up that cannot be, and for several heads with a reconstruction.
     """
@@ -120,7 +115,7 @@ class Network:
         adamw = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-4, fused=True)
         options = {"epochs": self.epochs, "seed": seed, "batch_size": BATCH, "least_batches": LEAST_BATCHES}
         model = trainer.fit(stage, self.model, inputs, loss, adamw, schedule=self.schedule, average=True, **options)
-        read_as_they_are(model, inputs[:, 1:])
+        recompute_batch_norm(model, inputs[:, 1:])
         if self.heads > 1:
             best_head_first(model, inputs)
         return model
@@ -157,8 +152,8 @@ class Network:
 class TenDigits:
     """The label-free recipe: see above.
 
-    neighbours: how many of an image have a say in the answers that a student learns; 0 to leave them out. ValueError
-    where networks do not read the same: `canonical` and `holes` are computed once for all.
+    neighbours: how many of an image, in canonical form, count in the pseudo-labels that a student learns; 0 for none.
+    ValueError where networks do not read the same: `canonical` and `holes` are computed once for all.
     """
 
     name: str = "ten-digits"
@@ -188,19 +183,21 @@ class TenDigits:
     def train(self, trainer: Trainer, images: Tensor) -> nn.Module:
         inputs, seeds = with_inputs(self.model, images), count(1000 * trainer.seed)
 
-        def taught(stage: str, network: Network, answers: Tensor | None = None) -> nn.Module:
-            return network.learn(trainer, stage, next(seeds), inputs, answers)
+        def taught(stage: str, network: Network, pseudo_labels: Tensor | None = None) -> nn.Module:
+            return network.learn(trainer, stage, next(seeds), inputs, pseudo_labels)
 
         stages = {f"member {k}": member for k, member in enumerate(self.committee, 1)}
         committee = [trainer.note(stage, predict(taught(stage, member), inputs)) for stage, member in stages.items()]
-        answers = trainer.note("committee", aggregate(committee)) if committee else None
-        stage, model = "teacher", taught("teacher", self.teacher, answers)
-        nearest = nearest_neighbours(inputs[:, 1], self.neighbours) if self.students and self.neighbours else None
+        pseudo_labels = trainer.note("committee", aggregate(committee)) if committee else None
+        stage, model = "teacher", taught("teacher", self.teacher, pseudo_labels)
+        if neighbours := self.neighbours if self.students else 0:
+            upright = with_inputs(partial(models.TenNeurons, holes=False), images)[:, 1]
+            nearest = nearest_neighbours(upright, neighbours)
         for k, student in enumerate(self.students, 1):
-            answers = trainer.note(stage, predict(model, inputs))
-            if nearest is not None:
-                answers = trainer.note(f"{stage} and neighbours", agree(answers, nearest))
-            stage, model = f"student {k}", taught(f"student {k}", student, answers)
+            pseudo_labels = trainer.note(stage, predict(model, inputs))
+            if neighbours:
+                pseudo_labels = trainer.note(f"{stage} and neighbours", agree(pseudo_labels, nearest))
+            stage, model = f"student {k}", taught(f"student {k}", student, pseudo_labels)
         return model
 
 
@@ -211,7 +208,7 @@ def with_inputs(kind, images: Tensor) -> Tensor:
     >>> with_inputs(models.TenNeurons, torch.zeros(3, 1, 28, 28, dtype=torch.uint8)).shape
     torch.Size([3, 3, 28, 28])
     """
-    model = models.born(kind, 0)
+    model = models.initialise(kind, 0)
 
     def read(batch: Tensor) -> Tensor:
         return (255 * torch.cat([checks.pixels(batch), model.normalise(batch)], dim=1)).round().to(torch.uint8)
@@ -224,8 +221,8 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     return in_batches(model, lambda x: model.encoder(checks.pixels(x)), inputs[:, 1:])
 
 
-def read_as_they_are(model: nn.Module, inputs: Tensor) -> None:
-    """Have batch normalisation count what it sees of inputs, uint8 [N, C, 28, 28]: so far it saw augmented copies."""
+def recompute_batch_norm(model: nn.Module, inputs: Tensor) -> None:
+    """The statistics of batch normalisation, so far of augmented copies, from inputs, uint8 [N, C, 28, 28]."""
     sample = inputs[:: max(1, len(inputs) // 10_000)]
     batches = sample.chunk(-(-len(sample) // ENCODE_BATCH))  # all of about one size: each counts the same
     update_bn((x.float() / 255 for x in batches), model.encoder, next(model.parameters()).device)

@@ -110,7 +110,7 @@ class Trainer(AbstractContextManager):
         are looked at once an epoch, since to look is to wait for a GPU.
         """
         seed = self.seed if seed is None else seed
-        model, finished = models.born(kind, seed).to(self.device).train(), self.state["finished"]
+        model, finished = models.initialise(kind, seed).to(self.device).train(), self.state["finished"]
         if stage in finished:
             model.load_state_dict(finished[stage]["weights"])
             return model
@@ -140,7 +140,7 @@ class Trainer(AbstractContextManager):
         return learning["history"]
 
     def _epoch(self, epoch: int, indices, generator: torch.Generator, images: Tensor, loss, parts: dict) -> dict:
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), len(self.history)
         model, optimizer, schedule, average = map(parts.get, ("model", "optimizer", "schedule", "average"))
         # Copied into one tensor: to keep each loss itself would leave the heap in pieces, 350 kB a step.
         losses = torch.empty(len(indices), device=self.device)
@@ -157,7 +157,7 @@ class Trainer(AbstractContextManager):
                     move_average(average, model, (epoch - 1) * len(indices) + number)
                 if schedule:
                     schedule.step()
-                self.bar.update(1 / len(indices))
+                self.bar.update(before + (number + 1) / len(indices) - self.bar.n)  # never past the whole
         losses = losses.tolist()
         for number, value in enumerate(losses, 1):
             if not math.isfinite(value):

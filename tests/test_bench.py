@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mnist_ae import ablations, baselines, data, recipes, storage, sweep
+from mnist_ae import ablations, data, recipes, storage, sweep
 from tests import bench
 
 
@@ -22,21 +22,18 @@ def test_the_plain_loop_and_ours_compute_the_same(digits):
     images = digits.train_images[:320]
     plain = bench.plain_loop(images, 0)[1]
     assert bench.our_loop(images)[1] == pytest.approx(plain, rel=1e-6)
-    assert bench.our_loop(images, bfloat16=True)[1] != pytest.approx(plain, rel=1e-9), "it is another run"
 
 
 def test_every_part_runs_and_makes_the_rows_that_the_readme_names(digits, monkeypatch, tmp_path):
     """With one turn, a short recipe, and threads in place of processes; what is slow elsewhere is made up."""
     few = data.Digits("MNIST", *(part[:64] for part in vars(digits).values() if isinstance(part, torch.Tensor)))
-    usual, epoch_of, score = recipes.TEN_DIGITS, bench.epoch_of, bench.one_to_one
+    usual, epoch_of = recipes.TEN_DIGITS, bench.epoch_of
     short = replace(usual, committee=(), teacher=replace(usual.teacher, epochs=1), students=())
     for place, name, value in (
         (bench, "in_turns", once),
         (bench, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1)),
         (bench, "subprocess", SimpleNamespace(run=lambda *_, **__: None)),
         (bench, "epoch_of", lambda _, threads: epoch_of(64, threads)),
-        (bench, "one_to_one", lambda *given: max(bench.GOAL, score(*given))),
-        (baselines, "accuracy", lambda *_: 0.5),
         (data, "load", lambda *_: few),
         (recipes, "TEN_DIGITS", short),
         (ablations, "LEFT_OUT", (short,)),
@@ -52,7 +49,7 @@ def test_every_part_runs_and_makes_the_rows_that_the_readme_names(digits, monkey
     committed = pd.read_csv(storage.HOME / "figures" / "bench.csv")
     named = re.findall(r"\(`([^:`]+: [^`]+)`\)", (storage.HOME / "README.md").read_text())
     assert set(named) <= made <= set(committed["section"] + ": " + committed["what"])
-    assert len(named) >= 3
+    assert named
     assert table["ratio"].gt(0).all()
     assert table["peak_megabytes"].max() > 100
     assert (tmp_path / "out" / "figures" / "bench.png").exists()

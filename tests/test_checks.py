@@ -117,7 +117,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(use, value, message, monkeyp
 
 @pytest.fixture(scope="module")
 def model():
-    return models.born(models.TenNeurons, 0)
+    return models.initialise(models.TenNeurons, 0)
 
 
 SPELLINGS = {

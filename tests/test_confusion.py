@@ -43,7 +43,7 @@ def test_one_to_one_beats_every_permutation(block):
 
 
 @given(matrices.filter(np.any))
-def test_accuracy_recall_and_reordered_shares_are_scikit_learns(matrix):
+def test_accuracy_and_reordered_shares_are_scikit_learns(matrix):
     many, one = confusion.majority_mapping(matrix), confusion.one_to_one_mapping(matrix)
     assert many.tolist() == [column.index(max(column)) for column in matrix.T.tolist()], "the lowest on a tie"
     assert confusion.accuracy(matrix, many) >= confusion.accuracy(matrix, one)
@@ -51,8 +51,7 @@ def test_accuracy_recall_and_reordered_shares_are_scikit_learns(matrix):
     for mapping in (many, one):
         said = mapping[neurons]
         assert confusion.accuracy(matrix, mapping) == pytest.approx(sklearn.metrics.accuracy_score(truth, said))
-        shares = sklearn.metrics.confusion_matrix(truth, said, labels=range(10), normalize="true")
-        np.testing.assert_allclose(confusion.recall(matrix, mapping), shares.diagonal())
+    shares = sklearn.metrics.confusion_matrix(truth, said, labels=range(10), normalize="true")
     np.testing.assert_allclose(confusion.reorder(matrix, one), shares)
 
 

@@ -40,10 +40,10 @@ def test_a_run_leaves_its_result_and_is_found_again(few):
     storage.write(folder / ".model.pt.1.tmp", b"half-written by a process that was killed")
     first = run(QUICK, 0, few, folder)
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "metrics.json", "model.pt"]
-    assert (first.reused, first.origin) == (False, f"trained now in less than a minute: {folder.name}")
+    assert (first.reused, first.origin) == (False, f"trained now (less than a minute): {folder.name}")
     again = run(replace(QUICK, epochs=np.int64(2)), 0.0, few, folder)
     for other in (again, experiment.load(QUICK, 0, few, folder, device="cpu")):
-        assert (other.reused, other.origin) == (True, f"found finished in less than a minute: {folder.name}")
+        assert (other.reused, other.origin) == (True, f"already trained (less than a minute): {folder.name}")
         assert torch.equal(weights(first), weights(other))
         assert (first.history, first.metrics) == (other.history, other.metrics)
         assert list(first.snapshots) == list(other.snapshots) == [1, 2]

@@ -21,7 +21,7 @@ LINE = [(100, 60), (180, 60), (120, 220)]
 
 @pytest.fixture(scope="module")
 def model():
-    return models.born(models.TenNeurons, 0).eval()
+    return models.initialise(models.TenNeurons, 0).eval()
 
 
 def parts(widget, kind):

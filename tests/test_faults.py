@@ -148,7 +148,7 @@ def test_a_full_disk_is_named_and_costs_no_more_than_an_epoch(folder, undisturbe
     assert lasting(folder) == undisturbed
 
 
-@pytest.mark.parametrize(("killed", "begins"), [(False, "found finished"), (True, "continued after epoch 1")])
+@pytest.mark.parametrize(("killed", "begins"), [(False, "already trained"), (True, "continued after epoch 1")])
 def test_of_two_processes_on_one_run_the_second_waits_for_the_first(killed, begins, folder, undisturbed):
     first = in_child(run, folder, partial(hold, folder))
     wait_for((folder / "checkpoint.pt").exists)

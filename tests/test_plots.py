@@ -35,7 +35,7 @@ def draw_all():
         "spread": plots.errors(pd.DataFrame(spread, ["a", "b"]), "title", {"x": 0.5}),
         "reconstructions": plots.reconstructions(
             pd.DataFrame({"recipe": ["a", "b"], "loss": [0.1, 0.2], "x": [0.4, 0.5], "y": [0.4, 0.6]}),
-            {"x": "reading x", "y": "reading y"},
+            {"x": "measure x", "y": "measure y"},
             pd.Series({"a level": 0.15}),
             "title",
         ),

@@ -125,7 +125,7 @@ def test_the_python_examples_of_the_readme_run(number, monkeypatch, digits, caps
 def test_the_objective_of_the_readme_is_that_of_the_recipe():
     assert OBJECTIVE.count("\n") <= 10
     exec(OBJECTIVE, scope := {"augment": augment, "losses": losses, "models": models, "torch": torch})
-    model, values = models.born(lambda: models.TenNeurons(heads=3), 0), []
+    model, values = models.initialise(lambda: models.TenNeurons(heads=3), 0), []
     images = torch.randint(256, (8, 3, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for loss in (
         lambda generator: recipes.Network().loss(None, model, Batch(images, torch.arange(8), 2, generator)),
