@@ -140,6 +140,7 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
                            $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
 	@mkdir -p "$(@D)"
+	@echo "== $< ($$(printf '%s\n' $(NOTEBOOKS) | grep -nx '$<' | cut -d: -f1) of $(words $(NOTEBOOKS)))"
 	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --language python --log-output $$(sed 1q "$(RUNS)/parameters") \
 	  $< "$(abspath $(@D))/.$*.ipynb" || { \
 	  case $$? in 129|130|143) exit 1;; esac; \

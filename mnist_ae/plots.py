@@ -317,8 +317,10 @@ def sharing(distances: ArrayLike, chances: ArrayLike, pairs: Sequence[str], titl
     return fig
 
 
-def errors(table: pd.DataFrame, title: str, levels: dict[str, float] | None = None) -> Figure:
-    """One line a row, the first on top: the error on a logarithmic axis. The index says what it is.
+def errors(
+    table: pd.DataFrame, title: str, levels: dict[str, float] | None = None, images: str = "the test images"
+) -> Figure:
+    """One line a row, the first on top: the error on `images`, on a logarithmic axis. The index says what it is.
 
     Columns: mean, of accuracies; worst and best, NaN for a single run; colour; beside, written on the right.
     """
@@ -344,16 +346,18 @@ def errors(table: pd.DataFrame, title: str, levels: dict[str, float] | None = No
         right.tick_params(length=0)
         right.spines[:].set_visible(False)
     bars = "; bar: worst to best" if "worst" in table else ""
-    ax.set(xlabel=f"error on the test images (written: accuracy{bars})", xscale="log")
-    ax.set(xlim=(1.25, best.min() / 1.6), ylim=(place[-1] - 0.6, 0.6))
+    ax.set(xlabel=f"error on {images} (written: accuracy{bars})", xscale="log")
+    most = max(worst.max(), *(1 - level for level in (levels or {}).values()), 0)
+    ax.set(xlim=(1.6 * most, best.min() / 1.6), ylim=(place[-1] - 0.6, 0.6))
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     return fig
 
 
 def reconstructions(runs: pd.DataFrame, measures: dict[str, str], levels: pd.Series, title: str) -> Figure:
-    """Loss against accuracy, a panel for each of `measures`, {column of accuracies: its name}; a mark for each run.
+    """Reconstruction error against accuracy, a panel for each of `measures`, {column of accuracies: its name}; a mark
+    for each run.
 
-    runs: columns recipe, loss and those of `measures`. levels: losses to compare with, by their names.
+    runs: columns recipe, error and those of `measures`. levels: errors to compare with, by their names.
     """
     fig = _figure(12, 4.8, title)
     for ax, (column, measure) in zip(fig.subplots(1, len(measures), sharey=True), measures.items(), strict=True):
@@ -361,7 +365,7 @@ def reconstructions(runs: pd.DataFrame, measures: dict[str, str], levels: pd.Ser
             ax.axvline(level, color=GREY, lw=1)
             ax.text(level, 0.99, f"{name} ", rotation=90, ha="right", va="top", color=GREY, fontsize=8)
         for (recipe, group), marker in zip(runs.groupby("recipe", sort=False), "os^Dv", strict=False):
-            ax.plot(group["loss"], group[column], marker, ms=7, alpha=0.8, label=recipe)
+            ax.plot(group["error"], group[column], marker, ms=7, alpha=0.8, label=recipe)
         ax.set(title=measure, xlabel="mean squared error, training images", xlim=(0, None), ylim=(0, 1))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     fig.axes[0].set_ylabel("accuracy on the test images")

@@ -34,7 +34,7 @@ def draw_all():
         "errors": plots.errors(mean, "title"),
         "spread": plots.errors(pd.DataFrame(spread, ["a", "b"]), "title", {"x": 0.5}),
         "reconstructions": plots.reconstructions(
-            pd.DataFrame({"recipe": ["a", "b"], "loss": [0.1, 0.2], "x": [0.4, 0.5], "y": [0.4, 0.6]}),
+            pd.DataFrame({"recipe": ["a", "b"], "error": [0.1, 0.2], "x": [0.4, 0.5], "y": [0.4, 0.6]}),
             {"x": "measure x", "y": "measure y"},
             pd.Series({"a level": 0.15}),
             "title",
@@ -86,4 +86,4 @@ def test_neighbours_of_another_digit_are_framed(figures):
 def test_an_accuracy_of_all_has_a_place_on_the_logarithmic_axis():
     figure = plots.errors(pd.DataFrame({"mean": [1.0, 0.9], "best": [np.nan, 0.95], "worst": np.nan}, ["a", "b"]), "x")
     left, right = figure.axes[0].get_xlim()
-    assert left > 1 > 1e-4 > right > 0
+    assert left > 0.1 > 1e-4 > right > 0
