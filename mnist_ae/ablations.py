@@ -63,7 +63,7 @@ class Reconstruction:
 RECONSTRUCTION = (
     Reconstruction("post-softmax", convolutions=False, free=False, lr=0.3),
     Reconstruction("softmax", convolutions=True, free=False, lr=0.003),
-    Reconstruction("free", convolutions=True, free=True, lr=0.01),
+    Reconstruction("free", convolutions=True, free=True, lr=0.03),
     Reconstruction("augmented-softmax", convolutions=True, free=False, augmented=True, lr=0.003),
     Reconstruction("augmented-free", convolutions=True, free=True, augmented=True, lr=0.01),
 )
