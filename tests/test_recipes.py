@@ -58,7 +58,7 @@ def test_a_short_run_beats_kmeans_by_ten_points_and_draws_from_ten_numbers(digit
     torch.testing.assert_close(recipes.predict(model, inputs), codes, atol=0.05, rtol=0)
 
 
-def test_wrong_answers_become_right_ones_when_habits_are_known(rng):
+def test_aggregation_finds_what_a_vote_would_lose(rng):
     """A tenth of the 7s has a bar: 2s to one network, 9s to another, and 7s to a third."""
     truth = rng.integers(10, size=6000)
     barred = (truth == 7) & (rng.random(6000) < 0.1)
@@ -119,15 +119,15 @@ def test_the_objective_is_what_it_says(batch, epoch, bands):
 
 
 def test_a_taught_network_learns_pseudo_labels_and_the_image_as_it_came_from_views_with_bands(batch):
-    student, answers = replace(STUDENT, taught=2, reconstruction=9), one_hot(torch.arange(32) % 10) * 0.9 + 0.01
+    student, targets = replace(STUDENT, taught=2, reconstruction=9), one_hot(torch.arange(32) % 10) * 0.9 + 0.01
     model = models.initialise(student.model, 0)
     with torch.no_grad():
         logits = model.encoder[:-1](view(batch()))
         drawn, image = model.decoder(logits.softmax(dim=1)), batch().images[:, :1].float() / 255
-        expected = F.cross_entropy(logits, answers).item() + 9 * F.mse_loss(drawn, image).item()
+        expected = F.cross_entropy(logits, targets).item() + 9 * F.mse_loss(drawn, image).item()
     for epoch in (1, 2):
-        assert student.loss(answers, model, batch(epoch)).item() == pytest.approx(expected, rel=1e-4)
-    assert student.loss(answers, model, batch(3)).item() == student.loss(None, model, batch(3)).item()
+        assert student.loss(targets, model, batch(epoch)).item() == pytest.approx(expected, rel=1e-4)
+    assert student.loss(targets, model, batch(3)).item() == student.loss(None, model, batch(3)).item()
 
 
 def test_the_head_with_the_largest_mutual_information_is_the_code(digits):
