@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.task == "ablations":
             run(ablations.learning_rates(), [1000], table="learning_rates")
             steps = ablations.RECONSTRUCTION + ablations.INFORMATION
-            rows = run(steps, seeds, table="ablations", score=baselines.of_codes)
+            run(steps, seeds, table="ablations", score=baselines.of_codes)
+            longer = [replace(recipe, epochs=2 * recipe.epochs) for recipe in ablations.RECONSTRUCTION]
+            rows = run(longer, [0], table="ablations", score=baselines.of_codes)
         else:
             methods = {"baselines": baselines.METHODS[::-1], "peers": baselines.PEERS}[options.task]  # longest first
             calls = [partial(baselines.row, method, seed, digits.name) for method in methods for seed in seeds]

@@ -1,4 +1,4 @@
-"""For notebook 04: autoencoders that learn from their reconstruction alone, and the one term that makes a difference.
+"""For notebook 04: autoencoders that learn from their reconstruction alone, and the loss that makes the difference.
 
 `make ablations` trains RECONSTRUCTION and INFORMATION; each is a recipe as those of `recipes`.
 """
@@ -22,7 +22,7 @@ class Reconstruction:
 
     convolutions: True for the encoder and the decoder of `recipes.TEN_DIGITS`, with AdamW; False for the post's, with
     SGD and momentum 0.9. free: True for a code of any ten numbers, False for the softmax. augmented: True to read an
-    affine augmentation of the image that it is to reconstruct. lr: the highest of one cycle.
+    affine augmentation of the image that it is to reconstruct. lr: the peak of one cycle.
     """
 
     name: str

@@ -247,7 +247,7 @@ def _read_idx(path: Path, shape: tuple[int | None, ...], sha256: str | None) -> 
 def _bundled_digits() -> Digits:
     """scikit-learn's 1,797 digits of 8x8: scaled to 20x20 in a 28x28 frame, as MNIST's are.
 
-    The last 360 are the test set: in the file's order those come from other writers.
+    The last 360 of its file are the test set.
     """
     from sklearn.datasets import load_digits
 
