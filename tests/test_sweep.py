@@ -70,7 +70,7 @@ def test_ablations_and_baselines_go_to_their_tables(monkeypatch):
     monkeypatch.setattr(__main__, "collect", note)
     for task in ("ablations", "baselines", "peers"):
         __main__.main([task, "--dataset=digits", "--seeds=2"])
-    assert called == [("learning_rates", 24), ("ablations", 10), ("ablations", 5), ("baselines", 8), ("baselines", 4)]
+    assert called == [("learning_rates", 24), ("ablations", 10), ("ablations", 4), ("baselines", 8), ("baselines", 4)]
 
 
 def test_what_a_run_raises_ends_the_sweep_and_keeps_the_rows_before(tmp_path):
