@@ -214,7 +214,7 @@ def main() -> None:
     for section in (
         post_loop(digits.train_images[:FEW]),
         start_up(),
-        growth(7_500, 30_000, 60_000, 120_000),
+        growth(7_500, 30_000, 60_000),
         sweeps(epochs=1),
         left_out(digits.train_images[:3000]),
     ):
