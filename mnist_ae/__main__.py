@@ -50,8 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
             run(ablations.learning_rates(), [1000], table="learning_rates")
             steps = ablations.RECONSTRUCTION + ablations.INFORMATION
             run(steps, seeds, table="ablations", score=baselines.of_codes)
-            longer = [replace(step, epochs=2 * step.epochs) for step in ablations.RECONSTRUCTION if step.convolutions]
-            rows = run(longer, [0], table="ablations", score=baselines.of_codes)
+            rows = run(ablations.LONGER, [0], table="ablations", score=baselines.of_codes)
         else:
             methods = {"baselines": baselines.METHODS[::-1], "peers": baselines.PEERS}[options.task]  # longest first
             calls = [partial(baselines.row, method, seed, digits.name) for method in methods for seed in seeds]

@@ -1,6 +1,6 @@
 """For notebook 04: autoencoders that learn from their reconstruction alone, and the loss that makes the difference.
 
-`make ablations` trains RECONSTRUCTION and INFORMATION; each is a recipe as those of `recipes`.
+`make ablations` trains RECONSTRUCTION, INFORMATION and, with seed 0, LONGER; each is a recipe as those of `recipes`.
 """
 
 from dataclasses import dataclass, replace
@@ -67,6 +67,7 @@ RECONSTRUCTION = (
     Reconstruction("augmented-softmax", convolutions=True, free=False, augmented=True, lr=0.003),
     Reconstruction("augmented-free", convolutions=True, free=True, augmented=True, lr=0.01),
 )
+LONGER = tuple(replace(step, epochs=2 * step.epochs) for step in RECONSTRUCTION if step.convolutions)
 RATES = {False: (0.1, 0.3, 1.0, 3.0), True: (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}  # SGD's, AdamW's
 
 
