@@ -17,17 +17,26 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_ae import checks, codes, confusion, data, models, recipes, sweep, train
+from mnist_ae import checks, confusion, data, models, recipes, sweep, train
 
 K_MEANS, PCA_MIXTURE, UMAP_MIXTURE = "k-means on pixels", "PCA + Gaussian mixture", "UMAP + Gaussian mixture"
 CEILING = "the same network, trained with labels"
 METHODS = K_MEANS, PCA_MIXTURE, UMAP_MIXTURE, CEILING
+
+
+def umap(**options: object) -> object:
+    """A UMAP of umap-learn (the extra `peers`) with these options, and with one thread, so that a seed is a result."""
+    from umap import UMAP  # it takes seconds, and numba compiles more
+
+    return UMAP(n_jobs=1, **options)
+
+
 # Of clustpy (the extra `peers`), with its own settings, but 20 epochs where it has 100 or 150, and the manifold of the
 # paper of N2D: clustpy's, a t-SNE in ten dimensions, is refused by scikit-learn. {name: (class, settings)}
 MANIFOLD = {"n_components": 10, "n_neighbors": 20, "min_dist": 0, "random_state": 0}
 PEERS = {
     "DEC (clustpy)": ("DEC", {"pretrain_epochs": 20, "clustering_epochs": 20}),
-    "N2D (clustpy)": ("N2D", {"pretrain_epochs": 20, "manifold_class": codes.umap, "manifold_params": MANIFOLD}),
+    "N2D (clustpy)": ("N2D", {"pretrain_epochs": 20, "manifold_class": umap, "manifold_params": MANIFOLD}),
 }
 
 
@@ -71,11 +80,12 @@ def accuracy(method: str, digits: data.Digits, seed: int) -> float:
         found = [train.encode(model, images) for images in (digits.train_images, digits.test_images)]
     else:
         points = [checks.pixels(images).flatten(1).numpy() for images in (digits.train_images, digits.test_images)]
-        embedding = {
-            PCA_MIXTURE: PCA(50, random_state=seed),
-            UMAP_MIXTURE: codes.umap(n_components=10, n_neighbors=15, min_dist=0, random_state=seed),
-        }.get(method)
-        if embedding:
+        embeddings = {
+            PCA_MIXTURE: partial(PCA, 50),
+            UMAP_MIXTURE: partial(umap, n_components=10, n_neighbors=15, min_dist=0),
+        }
+        if method in embeddings:
+            embedding = embeddings[method](random_state=seed)
             points = [embedding.fit_transform(points[0]), embedding.transform(points[1])]
         found = clusters(method, *points, seed)
     return one_to_one(digits, *found)

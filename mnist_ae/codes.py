@@ -1,12 +1,9 @@
 """Codes and decoded images: means of groups, correlations, neighbours, a map."""
 
-import os
-import warnings
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mnist_ae import checks, storage
+from mnist_ae import checks
 
 
 def group_means(values: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -69,31 +66,13 @@ def nearest_agrees(codes: ArrayLike, labels: ArrayLike) -> np.ndarray:
 
 
 def plane(codes: ArrayLike, seed: int = 0) -> np.ndarray:
-    """Codes [N, 10] embedded in the plane by UMAP: float [N, 2]. ValueError for less than 17 codes.
+    """Codes [N, 10] embedded in the plane by t-SNE: float [N, 2]. ValueError for a single code.
 
-    UMAP (McInnes, Healy and Melville 2018) with 15 neighbours, of the square roots of the codes: their distance is
-    Hellinger's, made for probabilities. In the plane, neighbours mean something and distances nothing. The same seed
-    gives the same picture on the same machine.
+    t-SNE (van der Maaten and Hinton 2008) with a perplexity of 30, less for less than 91 codes, of their square roots:
+    the distance of those is Hellinger's, made for probabilities. In the plane, neighbours mean something and distances
+    nothing. The same seed gives the same picture on the same machine.
     """
-    codes = np.asarray(codes)
-    if len(codes) < 17:
-        raise ValueError(f"codes must be at least 17, got {len(codes)}")
-    return umap(n_neighbors=15, init="pca", random_state=seed).fit_transform(np.sqrt(codes))
+    from sklearn.manifold import TSNE  # slow to import
 
-
-def umap(**options: object) -> object:
-    """A UMAP of umap-learn with these options, and with one thread, so that a seed is a result.
-
-    What it compiles is kept in `runs/` where neither its own folder nor the home folder can be written to.
-    """
-    with warnings.catch_warnings():  # its import takes seconds, and asks for the bars of a notebook
-        warnings.simplefilter("ignore")
-        try:
-            from umap import UMAP
-        except RuntimeError:  # numba: "cannot cache function: no locator available"
-            os.environ["NUMBA_CACHE_DIR"] = str(storage.runs_folder() / "numba")
-            import numba
-
-            numba.core.config.reload_config()
-            from umap import UMAP
-        return UMAP(n_jobs=1, **options)
+    perplexity = min(30, (len(codes) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(np.sqrt(codes))

@@ -52,10 +52,6 @@ class Result:
         return f"{'already trained' if self.reused else how} ({took}): {self.folder.name}"
 
 
-class RunNotFound(FileNotFoundError):
-    """No finished run of this recipe, seed, data and code; the message says how to get it."""
-
-
 def run_folder(recipe: Recipe, seed: int, digits: data.Digits) -> Path:
     """Where the notebooks keep this run. ValueError for a recipe's name that makes no folder's.
 
@@ -120,20 +116,6 @@ def run(
         storage.write(out_dir / "metrics.json", _json(metrics))
         checkpoint.unlink()
         return Result(model, metrics=metrics, folder=out_dir, reused=False, continued=trainer.continued, **kept)
-
-
-def load(recipe: Recipe, seed: int, digits: data.Digits, out_dir: Path, *, device: str = "auto") -> Result:
-    """The finished run in `out_dir`; RunNotFound if it is not there or was made by another recipe, data or code.
-
-    CheckpointError if it is there, and damaged.
-    """
-    found = _finished(recipe, Path(out_dir), _identity(recipe, checks.seed(seed), digits, checks.device(device).type))
-    if found is None:
-        notebook = {recipes.POST.name: "01_train", recipes.TEN_DIGITS.name: "05_ten_digits"}.get(recipe.name)
-        first = f"run notebook {notebook} with the same parameters first, or `make run-notebooks`, which runs all"
-        first = first if notebook else "train it with experiment.run first"
-        raise RunNotFound(f"no finished run {Path(out_dir).name} of this code and data: {first}")
-    return found
 
 
 def committed(recipe: Recipe, seed: int, digits: data.Digits) -> Result | None:

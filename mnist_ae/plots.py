@@ -240,7 +240,7 @@ def before_after(sides: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> F
 
 
 def code_map(points: ArrayLike, labels: ArrayLike, images: ArrayLike, title: str) -> Figure:
-    """Images at their points [N, 2] of a UMAP, one a cell of a grid, on tiles in the colours of their labels [N]."""
+    """Images at their points [N, 2] of a map, one a cell of a grid, on tiles in the colours of their labels [N]."""
     fig, cells = _figure(8, 7.4, title), 34  # in each direction; the image nearest to the middle of a cell is shown
     points, images = np.asarray(points), np.asarray(images)
     place = (points - points.min(axis=0)) / np.ptp(points, axis=0) * (cells - 1)
@@ -252,7 +252,7 @@ def code_map(points: ArrayLike, labels: ArrayLike, images: ArrayLike, title: str
     ax, shown = fig.subplots(), len(np.unique(place.round(), axis=0))
     _show(ax, paper, origin="lower", interpolation="antialiased")
     told = f"{shown:,} of the {len(images):,} images are shown, one a place."
-    ax.set_xlabel(f"{told}\nUMAP keeps neighbours together; distances and areas mean nothing.")
+    ax.set_xlabel(f"{told}\nt-SNE keeps neighbours together; distances and areas mean nothing.")
     patches = [Rectangle((0, 0), 1, 1, fc=colour) for colour in DIGITS]
     fig.legend(patches, map(str, range(10)), ncols=10, loc="outside lower center", title="digit")
     return fig

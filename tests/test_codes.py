@@ -37,6 +37,10 @@ def test_neighbours_are_those_of_a_sort(rng):
         codes.neighbours(points, 7, 50)
 
 
-def test_a_map_refuses_what_umap_cannot_lay_out():
-    with pytest.raises(ValueError, match="at least 17, got 16"):
-        codes.plane(np.ones((16, 10)))
+@pytest.mark.parametrize("count", [120, 20])
+def test_a_map_keeps_groups_together(count, rng):
+    """Ten groups of nearly one-hot codes: the nearest in the plane is of the same group."""
+    groups = np.arange(count) % 10
+    points = codes.plane(0.98 * np.eye(10)[groups] + 0.02 * rng.dirichlet(np.ones(10), count))
+    assert points.shape == (count, 2)
+    assert codes.nearest_agrees(points, groups).mean() > 0.9

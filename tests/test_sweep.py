@@ -95,7 +95,7 @@ mine, digits = Mine("mine", epochs=1), data.load("Own")
 print(sweep.sweep([mine], [0, 1], dataset="Own", device="cpu")["recipe"].tolist())
 torch.set_num_threads(1)
 folder = storage.runs_folder() / "sweep" / experiment.run_folder(mine, 0, digits).name
-assert experiment.load(mine, 0, digits, folder, device="cpu").reused"""
+assert experiment.run(mine, 0, digits, folder, device="cpu").reused"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("['mine', 'mine']\n", 0), done.stderr
 
