@@ -19,6 +19,7 @@ import urllib.request
 
 import pytest
 import torch
+from test_make import BRIEF, copy_repository
 
 from mnist_ae import experiment, pretrained, storage, train
 from mnist_ae.page import PAGE
@@ -26,7 +27,7 @@ from mnist_ae.page import PAGE
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 SCREENSHOTS = storage.runs_folder() / "screenshots"
-CELLS_TIMEOUT = 900  # seconds for all cells of a notebook; 05 trains
+CELLS_TIMEOUT = 600  # seconds for all cells of a notebook
 BUSY = """() => document.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status != "idle"
     || [...document.querySelectorAll(".jp-InputPrompt")].some(prompt => prompt.innerText.includes("[*]"))"""
 SHOWN = "image => fetch(image.src).then(file => file.text()).catch(() => null)"  # null: the next takes its place
@@ -41,19 +42,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of what `make lab` serves, of copies of the notebooks whose data set is the bundled digits."""
+    """The address of what `make lab` serves, of a copy with a brief recipe, on the bundled digits."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copy(storage.HOME / "Makefile", folder)
-    shutil.copytree(storage.HOME / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.png"))
-    (folder / "notebooks").mkdir()
-    for path in (storage.HOME / "notebooks").glob("0[0125]_*.ipynb"):
-        before, parameter, after = path.read_text().partition(r"dataset = \"auto\"")
-        assert parameter
-        (folder / "notebooks" / path.name).write_text(before + r"dataset = \"digits\"" + after)
+    paths = [f"notebooks/{path.name}" for path in (storage.HOME / "notebooks").glob("*.ipynb")]
+    bundled = [(path, r"dataset = \"auto\"", r"dataset = \"digits\"") for path in paths]
+    copy_repository(folder, BRIEF + bundled, "*.png")
     own = {"MNIST_AE_OUT": "out", "IPYTHONDIR": "ipython", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "run"}
     own |= {f"JUPYTERLAB_{name}_DIR": name for name in ("SETTINGS", "WORKSPACES")}
     own = {name: str(folder / place) for name, place in own.items()}
-    options = {"cwd": folder, "env": os.environ | own | {"PYTHONPATH": str(storage.HOME)}}
+    options = {"cwd": folder, "env": os.environ | own | {"PYTHONPATH": str(folder)}}
     train = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", "notebooks", "notebooks/01_train.ipynb"]
     subprocess.run([*train, "01_done.ipynb"], check=True, capture_output=True, **options)
     with socket.socket() as free:

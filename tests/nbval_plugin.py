@@ -6,17 +6,21 @@ trained again, and what differs in any of these, as on a clean checkout, is trai
 """
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 from matplotlib import font_manager  # noqa: F401 - makes its folder and cache here: a kernel that has to says so on stderr
+from xdist.scheduler import LoadScopeScheduling
 
 from mnist_ae import data, storage
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # of pytest-xdist: it shares the folder of the one that started it
+        return
     out = config.stash[OUT] = tempfile.mkdtemp(prefix="mnist-ae-")
     for finished in storage.runs_folder().glob("*-epochs-seed-*/metrics.json"):
         shutil.copytree(finished.parent, Path(out) / "runs" / finished.parent.name)
@@ -24,7 +28,19 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    shutil.rmtree(config.stash[OUT], ignore_errors=True)
+    if out := config.stash.get(OUT, None):
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return SideBySide(config, log)
+
+
+class SideBySide(LoadScopeScheduling):
+    """One notebook beside another, but for those that take the run that 01 trains: they follow it."""
+
+    def _split_scope(self, nodeid):
+        return re.sub(r"0[1235]_.*", "01", nodeid.split("::")[0])
 
 
 def pytest_collection_modifyitems(items):
