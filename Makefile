@@ -18,6 +18,8 @@ endif
 # Ends all that a task started when make is told to end.
 SUPERVISE = $(PYTHON) -m mnist_ae.supervise
 TASK = $(SUPERVISE) -m mnist_ae
+# Threads that wait for each other sleep: a tenth slower alone, and not many times where something else is at work.
+export OMP_WAIT_POLICY ?= PASSIVE
 # What a person writes reaches the shell as the value of a variable: no quote in it ends ours.
 export DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE
 PARAMETERS = --dataset="$$DATASET" --epochs="$$EPOCHS" --seed="$$SEED" --device="$$DEVICE" --threads="$$THREADS"
@@ -66,10 +68,10 @@ run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs chan
 test: test-unit test-notebooks ## all tests
 
 test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reach
-	$(SUPERVISE) -m pytest tests --cov=mnist_ae --cov-branch --cov-fail-under=95
+	$(SUPERVISE) -m pytest tests -n auto --maxprocesses=4 --dist worksteal --cov=mnist_ae --cov-branch --cov-fail-under=95
 
 test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print
-	$(SUPERVISE) -m pytest -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
+	$(SUPERVISE) -m pytest -n auto --maxprocesses=4 -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 test-browser: $(ENVIRONMENT) ## use notebooks 00, 02 and 05 and figures/try.html in Chromium, as a person would
 	$(SUPERVISE) -m pytest tests/browser.py
@@ -102,10 +104,10 @@ sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, 
 ablations: $(ENVIRONMENT) ## train what notebook 04 compares, for SEEDS seeds, into figures/ablations.csv
 	@$(TASK) ablations $(PARAMETERS) --seeds="$$SEEDS"
 
-baselines: $(ENVIRONMENT) ## clustering and the same network with labels, for SEEDS seeds, into figures/baselines.csv
+baselines: $(ENVIRONMENT) ## clustering (for UMAP: pip install -e '.[peers]') and the same network with labels, for SEEDS seeds, into figures/baselines.csv
 	@$(TASK) baselines $(PARAMETERS) --seeds="$$SEEDS"
 
-peers: $(ENVIRONMENT) ## deep clustering by clustpy, which pip install -e '.[peers]' brings, into figures/baselines.csv
+peers: $(ENVIRONMENT) ## deep clustering by clustpy (pip install -e '.[peers]'), into figures/baselines.csv
 	@$(TASK) peers $(PARAMETERS) --seeds="$$SEEDS"
 
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png
@@ -134,7 +136,7 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	  if [ $$other != $$PPID ] && kill -0 $$other 2> /dev/null; then \
 	    echo "error: process $$other is at work in $(RUNS): wait for it (or delete $(RUNS)/make.pid, if it is no make)" >&2; exit 1; \
 	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
-	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; fi
+	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@" && $(TASK) estimate $(PARAMETERS); fi
 
 # A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \

@@ -1,4 +1,4 @@
-"""`python -m mnist_ae check|sweep|ablations|baselines|peers|publish|page`, called by the Makefile."""
+"""`python -m mnist_ae check|estimate|sweep|ablations|baselines|peers|publish|page`, called by the Makefile."""
 
 import argparse
 import sys
@@ -9,19 +9,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mnist_ae import ablations, baselines, checks, data, experiment, page, recipes, storage
+from mnist_ae import ablations, baselines, checks, data, experiment, page, recipes, storage, train
 from mnist_ae.sweep import collect, sweep
 
 TABLES = {"ten-digits": "ten_digits", "post": "seeds"}  # recipe: its table in figures/
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """check prints what papermill needs for these parameters, and the checksum of the data; publish writes the weights
-    of the run with this seed into figures/, page the page of them; the others fill their tables in figures/
-    and print them.
+    """check prints what papermill needs for these parameters, and the checksum of the data; estimate how long the
+    notebooks will take; publish writes the weights of the run with this seed into figures/, page the page of them; the
+    others fill their tables in figures/ and print them.
     """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)
-    parser.add_argument("task", choices=["check", "sweep", "ablations", "baselines", "peers", "publish", "page"])
+    tasks = "check estimate sweep ablations baselines peers publish page"
+    parser.add_argument("task", choices=tasks.split())
     defaults = {"dataset": "auto", "epochs": "20", "seed": "0", "device": "auto", "threads": "2"}
     for name, default in (defaults | {"seeds": "10", "recipe": "ten-digits"}).items():
         parser.add_argument(f"--{name}", default=default)
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
         digits, seeds = parse(options)
         if options.task == "publish":
             print(publish(digits, options))
+            return
+        if options.task == "estimate":
+            print(estimate(digits, options))
             return
     except (ValueError, OSError, data.DataError, storage.CheckpointError) as error:
         sys.exit(f"error: {error}")
@@ -60,6 +64,21 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: finished runs are in the table, the others go on from their checkpoints")
     print(rows.drop(columns="settings", errors="ignore").to_string(index=False))
+
+
+def estimate(digits: data.Digits, options: argparse.Namespace) -> str:
+    """How long `make run-notebooks` will take here, in words, from some steps of the post's network."""
+    post, images = replace(recipes.POST, epochs=options.epochs), digits.train_images
+    few = images[: 20 * post.batch_size]
+    with train.Trainer(device=checks.device(options.device).type, progress=False) as trainer:
+        replace(post, epochs=3).train(trainer, few)  # the first is a rehearsal
+    minutes = min(row["seconds"] for row in trainer.history) / len(few) / 60  # for an image, the unit of what follows
+    epoch = max(len(images), recipes.BATCH * recipes.LEAST_BATCHES)
+    others = 250_000 + 8 * epoch  # as measured: starts and figures; what is always trained in 03, 04 and 05
+    if not experiment.committed(recipes.TEN_DIGITS, options.seed, digits):
+        others += 1.2 * recipes.TEN_DIGITS.epochs * epoch
+    training = post.epochs * len(images)
+    return f"About {minutes * (training + others):.0f} minutes, {minutes * training:.0f} of them for the post's network"
 
 
 def publish(digits: data.Digits, options: argparse.Namespace) -> Path:
