@@ -230,7 +230,9 @@ SHORTER = [  # what else takes most of the time; the last is a kernel that is no
 
 
 def copy_repository(copy, changes, *ignored):
-    """mnist_ae, notebooks and figures, but for those ignored, with changes, (file, what stands there, what shall)."""
+    """All that notebooks need, but for the files ignored, with changes, (file, what stands there, what shall)."""
+    for name in ("Makefile", "pyproject.toml"):
+        laid_out(copy, name, content=(ROOT / name).read_text())
     for name in ("mnist_ae", "notebooks", "figures"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", *ignored))
     for name, usual, changed in changes:
@@ -242,8 +244,6 @@ def copy_repository(copy, changes, *ignored):
 def frozen(tmp_path):
     """The options of `make` for a repository and a home that nothing can be written into, and one thread."""
     copy, home = tmp_path / "repository", tmp_path / "home"
-    for name in ("Makefile", "pyproject.toml"):
-        laid_out(copy, name, content=(ROOT / name).read_text())
     home.mkdir()
     copy_repository(copy, BRIEF + SHORTER)
     subprocess.run(["chmod", "-R", "a-w", copy, home], check=True)
