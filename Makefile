@@ -18,7 +18,7 @@ endif
 # Ends all that a task started when make is told to end.
 SUPERVISE = $(PYTHON) -m mnist_ae.supervise
 TASK = $(SUPERVISE) -m mnist_ae
-# Threads that wait for each other sleep: a tenth slower alone, and not many times where something else is at work.
+# Threads that wait for each other sleep: alone a tenth slower; beside another training 2 times slower, not 25.
 export OMP_WAIT_POLICY ?= PASSIVE
 # What a person writes reaches the shell as the value of a variable: no quote in it ends ours.
 export DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE
@@ -38,7 +38,7 @@ EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
 FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
 # A misspelt variable would leave the default in place without a word.
-VARIABLES = DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE LAB PYTHON SYSTEM_PYTHON MAKEFLAGS SHELL MNIST_AE_% PIP_%
+VARIABLES = DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE LAB PYTHON SYSTEM_PYTHON MAKEFLAGS SHELL MNIST_AE_% PIP_% OMP_%
 UNKNOWN := $(filter-out $(VARIABLES),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN): choose among $(wordlist 1,10,$(VARIABLES)))
@@ -68,10 +68,10 @@ run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs chan
 test: test-unit test-notebooks ## all tests
 
 test-unit: $(ENVIRONMENT) ## the tests of mnist_ae, and how much of it they reach
-	$(SUPERVISE) -m pytest tests -n auto --maxprocesses=4 --dist worksteal --cov=mnist_ae --cov-branch --cov-fail-under=95
+	$(SUPERVISE) -m pytest tests -n logical --maxprocesses=4 --dist worksteal --cov=mnist_ae --cov-branch --cov-fail-under=95
 
 test-notebooks: $(ENVIRONMENT) ## run the stored notebooks afresh and compare what they print
-	$(SUPERVISE) -m pytest -n auto --maxprocesses=4 -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
+	$(SUPERVISE) -m pytest -n logical --maxprocesses=4 -p tests.nbval_plugin --nbval --nbval-current-env --nbval-cell-timeout 7200 notebooks
 
 test-browser: $(ENVIRONMENT) ## use notebooks 00, 02 and 05 and figures/try.html in Chromium, as a person would
 	$(SUPERVISE) -m pytest tests/browser.py
@@ -104,12 +104,13 @@ sweep: $(ENVIRONMENT) ## train SEEDS seeds, as many at once as there are cores, 
 ablations: $(ENVIRONMENT) ## train what notebook 04 compares, for SEEDS seeds, into figures/ablations.csv
 	@$(TASK) ablations $(PARAMETERS) --seeds="$$SEEDS"
 
-baselines: $(ENVIRONMENT) ## clustering (for UMAP: pip install -e '.[peers]') and the same network with labels, for SEEDS seeds, into figures/baselines.csv
+baselines: $(ENVIRONMENT) ## clustering (UMAP: pip install -e '.[peers]' -c constraints.txt) and the same network with labels, for SEEDS seeds, into figures/baselines.csv
 	@$(TASK) baselines $(PARAMETERS) --seeds="$$SEEDS"
 
-peers: $(ENVIRONMENT) ## deep clustering by clustpy (pip install -e '.[peers]'), into figures/baselines.csv
+peers: $(ENVIRONMENT) ## deep clustering by clustpy (pip install -e '.[peers]' -c constraints.txt), into figures/baselines.csv
 	@$(TASK) peers $(PARAMETERS) --seeds="$$SEEDS"
 
+bench: export OMP_WAIT_POLICY = ACTIVE
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png
 	$(SUPERVISE) -m tests.bench --threads="$$THREADS"
 
@@ -136,7 +137,9 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	  if [ $$other != $$PPID ] && kill -0 $$other 2> /dev/null; then \
 	    echo "error: process $$other is at work in $(RUNS): wait for it (or delete $(RUNS)/make.pid, if it is no make)" >&2; exit 1; \
 	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
-	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@" && $(TASK) estimate $(PARAMETERS); fi
+	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; \
+	  $(TASK) estimate $(PARAMETERS) --dataset="$$(sed 's/-r dataset \([^ ]*\).*/\1/;q' "$@")" || \
+	  case $$? in 129|130|143) exit 1;; esac; fi
 
 # A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mnist_ae import ablations, baselines, checks, data, experiment, page, recipes, storage, train
-from mnist_ae.sweep import collect, sweep
+from mnist_ae.sweep import collect, read_table, sweep
 
 TABLES = {"ten-digits": "ten_digits", "post": "seeds"}  # recipe: its table in figures/
 
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
             run(steps, seeds, table="ablations", score=baselines.of_codes)
             rows = run(ablations.LONGER, [0], table="ablations", score=baselines.of_codes)
         else:
+            if options.task == "baselines":
+                baselines.umap()  # not after hours: it may not be installed
             methods = {"baselines": baselines.METHODS[::-1], "peers": baselines.PEERS}[options.task]  # longest first
             calls = [partial(baselines.row, method, seed, digits.name) for method in methods for seed in seeds]
             rows = collect(calls, ["method", "seed"], dataset=digits.name, table="baselines")
@@ -67,18 +69,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def estimate(digits: data.Digits, options: argparse.Namespace) -> str:
-    """How long `make run-notebooks` will take here, in words, from some steps of the post's network."""
+    """How long `make run-notebooks` will take here at most, in words, from some steps of the post's network."""
     post, images = replace(recipes.POST, epochs=options.epochs), digits.train_images
     few = images[: 20 * post.batch_size]
-    with train.Trainer(device=checks.device(options.device).type, progress=False) as trainer:
-        replace(post, epochs=3).train(trainer, few)  # the first is a rehearsal
-    minutes = min(row["seconds"] for row in trainer.history) / len(few) / 60  # for an image, the unit of what follows
+
+    def minutes(device: str) -> float:  # for an image, the unit of what follows
+        with train.Trainer(device=device, progress=False) as trainer:
+            replace(post, epochs=3).train(trainer, few)  # the first is a rehearsal
+        return min(row["seconds"] for row in trainer.history) / len(few) / 60
+
+    cpu, device = minutes("cpu"), checks.device(options.device).type
+    each = cpu if device == "cpu" else minutes(device)
     epoch = max(len(images), recipes.BATCH * recipes.LEAST_BATCHES)
-    others = 250_000 + 8 * epoch  # as measured: starts and figures; what is always trained in 03, 04 and 05
+    others = 250_000 * cpu + 8 * epoch * each  # as measured: starts and figures; what 03, 04 and 05 always train
+    if read_table("baselines", digits.name).empty:
+        others += 20 * len(images) * cpu
     if not experiment.committed(recipes.TEN_DIGITS, options.seed, digits):
-        others += 1.2 * recipes.TEN_DIGITS.epochs * epoch
-    training = post.epochs * len(images)
-    return f"About {minutes * (training + others):.0f} minutes, {minutes * training:.0f} of them for the post's network"
+        others += 1.2 * recipes.TEN_DIGITS.epochs * epoch * each
+    training = post.epochs * len(images) * each
+    return f"The notebooks take about {training + others:.0f} min, {training:.0f} of them to train the post's network"
 
 
 def publish(digits: data.Digits, options: argparse.Namespace) -> Path:

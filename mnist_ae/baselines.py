@@ -3,6 +3,7 @@
 `supervised` and `ceiling` are the functions of the project that update weights with labels: bounds, not methods.
 """
 
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_ae import checks, confusion, data, models, recipes, sweep, train
+from mnist_ae import checks, confusion, data, models, recipes, storage, sweep, train
 
 K_MEANS, PCA_MIXTURE, UMAP_MIXTURE = "k-means on pixels", "PCA + Gaussian mixture", "UMAP + Gaussian mixture"
 CEILING = "the same network, trained with labels"
@@ -25,8 +26,14 @@ METHODS = K_MEANS, PCA_MIXTURE, UMAP_MIXTURE, CEILING
 
 
 def umap(**options: object) -> object:
-    """A UMAP of umap-learn (the extra `peers`) with these options, and with one thread, so that a seed is a result."""
-    from umap import UMAP  # it takes seconds, and numba compiles more
+    """A UMAP of umap-learn (the extra `peers`, else ModuleNotFoundError) with these options, and with one thread, so
+    that a seed is a result.
+    """
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(storage.runs_folder() / "numba"))  # packages may be read-only
+    try:
+        from umap import UMAP  # it takes seconds
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}: pip install -e '.[peers]' -c constraints.txt") from error
 
     return UMAP(n_jobs=1, **options)
 

@@ -74,5 +74,6 @@ def plane(codes: ArrayLike, seed: int = 0) -> np.ndarray:
     """
     from sklearn.manifold import TSNE  # slow to import
 
-    perplexity = min(30, (len(codes) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(np.sqrt(codes))
+    points, perplexity = np.sqrt(codes), min(30, (len(codes) - 1) / 3)
+    init = "pca" if np.ptp(points, axis=0).any() else "random"  # codes that are all the same have no components
+    return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(points)

@@ -38,7 +38,7 @@ SHA256 = {
 # The third byte of an IDX file.
 KINDS = {8: "unsigned bytes", 9: "signed bytes", 11: "16-bit integers", 12: "32-bit integers"}
 KINDS |= {13: "32-bit floats", 14: "64-bit floats"}
-LEAST = {"train": 128, "test": 20}  # images: one batch of the label-free recipe; what maps and rows of images need
+LEAST = {"train": 128, "test": 20}  # images: one batch of the label-free recipe; what rows of images need
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer; a network that swallows packets must not hang a first run
 
 

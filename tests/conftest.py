@@ -3,8 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from mnist_ae import data, experiment, pretrained, recipes
+
+settings.register_profile("beside others", deadline=None)  # a worker of pytest-xdist may have to wait
+settings.load_profile("beside others")
 
 
 @pytest.fixture(autouse=True)

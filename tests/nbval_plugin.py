@@ -37,10 +37,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 class SideBySide(LoadScopeScheduling):
-    """One notebook beside another, but for those that take the run that 01 trains: they follow it."""
+    """One notebook beside another, but for those that take the runs that 01 and 05 train: they follow them."""
 
     def _split_scope(self, nodeid):
-        return re.sub(r"0[1235]_.*", "01", nodeid.split("::")[0])
+        return re.sub(r"0[12356]_.*", "01", nodeid.split("::")[0])
 
 
 def pytest_collection_modifyitems(items):

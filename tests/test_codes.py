@@ -44,3 +44,6 @@ def test_a_map_keeps_groups_together(count, rng):
     points = codes.plane(0.98 * np.eye(10)[groups] + 0.02 * rng.dirichlet(np.ones(10), count))
     assert points.shape == (count, 2)
     assert codes.nearest_agrees(points, groups).mean() > 0.9
+    assert np.isfinite(codes.plane(np.full((count, 10), 0.1))).all(), "a network that collapsed"
+    with pytest.raises(ValueError):  # noqa: PT011 - scikit-learn's
+        codes.plane(np.full((1, 10), 0.1))

@@ -27,7 +27,7 @@ with open("calls", "a") as calls:
 if name == "__main__" and arguments[0] == "check":
     print(*arguments[1:])
     print(pathlib.Path("data").read_text())
-elif "LASTS" in os.environ:  # as a kernel does: in a session of its own, and deaf
+elif "LASTS" in os.environ and arguments[0] != "estimate":  # as a kernel does: in a session of its own, and deaf
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); open('at work', 'a').write('.'); "
     subprocess.Popen([sys.executable, "-c", deaf + "time.sleep(60)"], start_new_session=True)
     try:
@@ -197,7 +197,7 @@ def test_each_long_task_ends_with_all_that_it_started(how, stand_in, out):
         for process in processes:  # Ctrl-C reaches make and what shares its group
             os.killpg(process.pid, signal.SIGINT) if how == "Ctrl-C" else process.terminate()
         wait_for(lambda: not started_with(out), seconds=30)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 10  # the deaf live 60 s
     finally:
         for left in started_with(out):
             left.kill()

@@ -6,8 +6,16 @@ import sys
 
 import nbformat
 import torch
+from nbval_plugin import SideBySide
 
 from mnist_ae import data, experiment, recipes, storage
+
+
+def test_what_01_and_05_train_is_ready_for_those_that_take_it():
+    names = [f"{number}_x.ipynb" for number in ("00", "01", "02", "03", "04", "05", "06")]
+    groups = [SideBySide._split_scope(None, f"notebooks/{name}::Cell 1") for name in names]
+    assert [group == groups[1] for group in groups] == [False, True, True, True, False, True, True]
+
 
 RUN = """from mnist_ae import data, experiment, recipes
 digits, recipe = data.load("digits"), recipes.Post("brief", epochs={epochs})

@@ -68,6 +68,10 @@ def test_ablations_and_baselines_go_to_their_tables(monkeypatch):
 
     monkeypatch.setattr(__main__, "sweep", note)
     monkeypatch.setattr(__main__, "collect", note)
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(SystemExit, match=r"^error: .*umap.*: pip install -e '\.\[peers\]'"):  # at once
+        __main__.main(["baselines", "--dataset=digits"])
+    monkeypatch.setattr(__main__.baselines, "umap", lambda: None)
     for task in ("ablations", "baselines", "peers"):
         __main__.main([task, "--dataset=digits", "--seeds=2"])
     assert called == [("learning_rates", 24), ("ablations", 10), ("ablations", 4), ("baselines", 8), ("baselines", 4)]
