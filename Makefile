@@ -18,7 +18,7 @@ endif
 # Ends all that a task started when make is told to end.
 SUPERVISE = $(PYTHON) -m mnist_ae.supervise
 TASK = $(SUPERVISE) -m mnist_ae
-# Threads that wait for each other sleep: alone a tenth slower; beside another training 2 times slower, not 25.
+# Threads that wait for each other sleep: alone up to a fifth slower; beside another training 2 times slower, not 25.
 export OMP_WAIT_POLICY ?= PASSIVE
 # What a person writes reaches the shell as the value of a variable: no quote in it ends ours.
 export DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE
@@ -82,13 +82,12 @@ refresh: $(ENVIRONMENT) ## train and publish the weights, execute the stored not
 	@$(TASK) check --dataset MNIST > /dev/null
 	@$(TASK) publish --dataset MNIST
 	@for notebook in $(NOTEBOOKS); do $(EXECUTE) $$notebook || exit 1; done
-	@$(TASK) page
 	@$(MAKE) --no-print-directory clean-notebooks
 
-# The page that needs no Python, of the committed weights: the same bytes as `make refresh` leaves.
+# The page that needs no Python, of the committed weights: the same bytes as notebook 05 writes.
 WEIGHTS = figures/ten_digits.safetensors figures/ten_digits.json
 figures/try.html: mnist_ae/page.py mnist_ae/try.html $(WEIGHTS) | $(ENVIRONMENT)
-	@$(TASK) page
+	@MNIST_AE_OUT= $(TASK) page
 
 clean-notebooks: $(ENVIRONMENT) ## take out of the stored notebooks what an editor leaves: metadata, widgets; before a commit
 	$(PYTHON) -m tests.tidy $(NOTEBOOKS)

@@ -11,7 +11,7 @@ PAGE = "try.html"
 
 
 def write() -> Path:
-    """Write the page beside the weights; returns its path. Errors as for `pretrained.read`."""
+    """Write the page where MNIST's figures go; returns its path. Errors as for `pretrained.read`."""
     content, metrics = pretrained.read()
     told = {
         "weights": base64.b64encode(content).decode(),
@@ -19,6 +19,6 @@ def write() -> Path:
         "accuracy": metrics["accuracy"]["one_to_one"],
     }
     before, after = TEMPLATE.read_text(encoding="utf-8").split('"DATA"')
-    path = pretrained.FOLDER / PAGE
+    path = storage.figures_folder("MNIST") / PAGE
     storage.write(path, f"{before}{json.dumps(told)}{after}".encode())
     return path

@@ -216,7 +216,7 @@ def main() -> None:
         start_up(),
         growth(7_500, 30_000, 60_000),
         sweeps(epochs=1),
-        left_out(digits.train_images[:3000]),
+        left_out(digits.train_images[:1500]),
     ):
         for line in section:
             rows.append(line)
