@@ -34,8 +34,8 @@ RUNS = $(if $(UNFIT),,$(OUT:%=%/))runs
 NOTEBOOKS = $(sort $(filter notebooks/%.ipynb,$(wildcard notebooks/[0-9][0-9]_*.ipynb)))
 START = notebooks/00_start_here.ipynb
 EXECUTED = $(NOTEBOOKS:%=$(RUNS)/%)
-# The figures that the notebooks say they save: if one is gone, they run again.
-FIGURES = $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
+# What the notebooks say they save: if one is gone, they run again.
+FIGURES = figures/try.html $(shell grep -oh '\\"0[0-9]_[a-z_]*\\",' $(NOTEBOOKS) | sed 's|[^0-9a-z_]||g; s|.*|figures/&.png|')
 
 # A misspelt variable would leave the default in place without a word.
 VARIABLES = DATASET EPOCHS SEED DEVICE THREADS SEEDS RECIPE LAB PYTHON SYSTEM_PYTHON MAKEFLAGS SHELL MNIST_AE_% PIP_% OMP_%
@@ -78,6 +78,7 @@ test-browser: $(ENVIRONMENT) ## use notebooks 00, 02 and 05 and figures/try.html
 
 EXECUTE = TQDM_DISABLE=1 $(SUPERVISE) -m jupyter nbconvert --to notebook --execute --inplace \
   --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False
+refresh: export MNIST_AE_OUT =
 refresh: $(ENVIRONMENT) ## train and publish the weights, execute the stored notebooks in place with their default parameters on MNIST
 	@$(TASK) check --dataset MNIST > /dev/null
 	@$(TASK) publish --dataset MNIST
@@ -109,9 +110,8 @@ baselines: $(ENVIRONMENT) ## clustering (UMAP: pip install -e '.[peers]' -c cons
 peers: $(ENVIRONMENT) ## deep clustering by clustpy (pip install -e '.[peers]' -c constraints.txt), into figures/baselines.csv
 	@$(TASK) peers $(PARAMETERS) --seeds="$$SEEDS"
 
-bench: export OMP_WAIT_POLICY = ACTIVE
 bench: $(ENVIRONMENT) ## measure speed and memory on MNIST, into figures/bench.csv and figures/bench.png
-	$(SUPERVISE) -m tests.bench --threads="$$THREADS"
+	env -u OMP_WAIT_POLICY $(SUPERVISE) -m tests.bench --threads="$$THREADS"
 
 lint: $(ENVIRONMENT) ## ruff
 	$(PYTHON) -m ruff check .
@@ -142,7 +142,7 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 
 # A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.
 $(RUNS)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard mnist_ae/*.*) $(RUNS)/parameters \
-                           $(if $(filter-out $(wildcard figures/*.png),$(FIGURES)),FORCE)
+                           $(if $(filter-out $(wildcard figures/*),$(FIGURES)),FORCE)
 	@mkdir -p "$(@D)"
 	@echo "== $< ($$(printf '%s\n' $(NOTEBOOKS) | grep -nx '$<' | cut -d: -f1) of $(words $(NOTEBOOKS)))"
 	@$(SUPERVISE) -m papermill --cwd notebooks --kernel python3 --language python --log-output $$(sed 1q "$(RUNS)/parameters") \

@@ -17,7 +17,7 @@ TABLES = {"ten-digits": "ten_digits", "post": "seeds"}  # recipe: its table in f
 
 def main(arguments: list[str] | None = None) -> None:
     """check prints what papermill needs for these parameters, and the checksum of the data; estimate how long the
-    notebooks will take; publish writes the weights of the run with this seed into figures/, page the page of them; the
+    notebooks will take; publish writes the weights of the run with this seed into figures/, page try.html, of them; the
     others fill their tables in figures/ and print them.
     """
     parser = argparse.ArgumentParser(prog="python -m mnist_ae", description=__doc__)

@@ -73,7 +73,9 @@ def plane(codes: ArrayLike, seed: int = 0) -> np.ndarray:
     nothing. The same seed gives the same picture on the same machine.
     """
     from sklearn.manifold import TSNE  # slow to import
+    from threadpoolctl import threadpool_limits
 
     points, perplexity = np.sqrt(codes), min(30, (len(codes) - 1) / 3)
     init = "pca" if np.ptp(points, axis=0).any() else "random"  # codes that are all the same have no components
-    return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(points)
+    with threadpool_limits(2):  # with more, the order in which it adds up is not the same each time
+        return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(points)

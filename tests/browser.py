@@ -1,12 +1,13 @@
 """`make test-browser`: notebooks 00, 02 and 05 in JupyterLab, as `make lab` opens it, and Chromium, used as a person
 would; and the page that needs no Python.
 
-On the bundled digits, so that it needs neither MNIST nor a network. Screenshots are left in $MNIST_AE_OUT/screenshots,
-by default runs/screenshots. Skipped, with the reason, where there is no Chromium or Chrome.
+On the bundled digits, so that it needs neither MNIST nor a network. Screenshots are left in runs/screenshots, of
+$MNIST_AE_OUT if that is set. Skipped, with the reason, where there is no Chromium or Chrome.
 """
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -56,7 +57,8 @@ def lab(tmp_path_factory):
         port = free.getsockname()[1]
     told = f"--ip=127.0.0.1 --port={port} --no-browser --IdentityProvider.token= --LabApp.news_url="
     told += " --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
-    command, address = ["make", "lab", f"PYTHON={sys.executable}", f"LAB={told}"], f"http://127.0.0.1:{port}"
+    python, address = shlex.quote(sys.executable), f"http://127.0.0.1:{port}"
+    command = ["make", "lab", f"PYTHON={python}", f"LAB={told}"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **options)
     try:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ def pytest_configure(config):
     for finished in storage.runs_folder().glob("*-epochs-seed-*/metrics.json"):
         shutil.copytree(finished.parent, Path(out) / "runs" / finished.parent.name)
     os.environ["MNIST_AE_OUT"] = out
+    with suppress(data.DataUnavailable):
+        data.load("MNIST")  # downloaded once, not by each worker
 
 
 def pytest_unconfigure(config):

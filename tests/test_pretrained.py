@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from mnist_ae import __main__, confusion, experiment, page, pretrained, recipes, train
+from mnist_ae import __main__, confusion, experiment, page, pretrained, recipes, storage, train
 from mnist_ae.storage import CheckpointError
 
 
@@ -103,4 +103,5 @@ def test_the_tasks_of_make_say_what_is_missing_and_where_they_wrote(result, fold
         patch.setattr(experiment, "run", lambda *_, **__: result)
         __main__.main(["publish", "--dataset=digits"])
     __main__.main(["page"])
-    assert capsys.readouterr().out.split() == [str(folder / name) for name in (pretrained.NAME, page.PAGE)]
+    written = folder / pretrained.NAME, storage.figures_folder("MNIST") / page.PAGE
+    assert capsys.readouterr().out.split() == list(map(str, written))
