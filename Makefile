@@ -63,7 +63,7 @@ run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs chan
 	@rm -f "$(RUNS)/make.pid"
 	@echo "Done: the executed notebooks are in $(RUNS)/notebooks, what they drew for the parameters"
 	@echo "  $$(sed 1q '$(RUNS)/parameters')"
-	@echo "is in $(RUNS:%runs=%figures) (for other data sets than MNIST in a folder of it with their name)."
+	@echo "is in $(RUNS:%runs=%figures)$$(sed 's|^-r dataset \([^ ]*\).*|/\1|; s|^/MNIST$$||; q' '$(RUNS)/parameters')."
 
 test: test-unit test-notebooks ## all tests
 

@@ -1,6 +1,7 @@
 """`python -m mnist_ae check|estimate|sweep|ablations|baselines|peers|publish|page`, called by the Makefile."""
 
 import argparse
+import math
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
@@ -87,7 +88,8 @@ def estimate(digits: data.Digits, options: argparse.Namespace) -> str:
     if not experiment.committed(recipes.TEN_DIGITS, options.seed, digits):
         others += 1.2 * recipes.TEN_DIGITS.epochs * epoch * each
     training = post.epochs * len(images) * each
-    return f"The notebooks take about {training + others:.0f} min, {training:.0f} of them to train the post's network"
+    whole, training = math.ceil(training + others), math.ceil(training)
+    return f"The notebooks take about {whole} min, {training} of them to train the post's network"
 
 
 def publish(digits: data.Digits, options: argparse.Namespace) -> Path:

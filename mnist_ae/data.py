@@ -116,8 +116,8 @@ def load(name: str = "auto", root: str | Path | None = None) -> Digits:
         if name != "auto":
             raise
         warnings.warn(
-            f"NOT MNIST: falling back to scikit-learn's 1,797 bundled digits. {reason} "
-            "Every number and figure of this run is about the bundled digits.",
+            "NOT MNIST: falling back to scikit-learn's 1,797 bundled digits: all that this run computes is about them, "
+            f"what it cites is not. {reason}",
             stacklevel=2,
         )
         return _bundled_digits()
