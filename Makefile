@@ -30,6 +30,7 @@ BRACKETS := ( )
 UNFIT := $(strip $(if $(filter-out 1,$(words x$(OUT)x)),a space) $(if $(filter -%,$(OUT)),a leading -) \
            $(foreach sign,$$ % : = ; | * ? [ ] ~ ' " ` $(BRACKETS) \,$(findstring $(sign),$(OUT))))
 RUNS = $(if $(UNFIT),,$(OUT:%=%/))runs
+DATA_NAME = sed 's/-r dataset \([^ ]*\).*/\1/;q' "$(RUNS)/parameters"
 
 NOTEBOOKS = $(sort $(filter notebooks/%.ipynb,$(wildcard notebooks/[0-9][0-9]_*.ipynb)))
 START = notebooks/00_start_here.ipynb
@@ -63,7 +64,7 @@ run-notebooks: $(EXECUTED) ## the main job: run every notebook whose inputs chan
 	@rm -f "$(RUNS)/make.pid"
 	@echo "Done: the executed notebooks are in $(RUNS)/notebooks, what they drew for the parameters"
 	@echo "  $$(sed 1q '$(RUNS)/parameters')"
-	@echo "is in $(RUNS:%runs=%figures)$$(sed 's|^-r dataset \([^ ]*\).*|/\1|; s|^/MNIST$$||; q' '$(RUNS)/parameters')."
+	@echo "is in $(RUNS:%runs=%figures)$$($(DATA_NAME) | sed '/^MNIST$$/d; s|^|/|')."
 
 test: test-unit test-notebooks ## all tests
 
@@ -137,7 +138,7 @@ $(RUNS)/parameters: FORCE $(ENVIRONMENT)
 	    echo "error: process $$other is at work in $(RUNS): wait for it (or delete $(RUNS)/make.pid, if it is no make)" >&2; exit 1; \
 	  fi && echo $$PPID > "$(RUNS)/make.pid" && echo "$$parameters" > "$@.new"
 	@if cmp -s "$@.new" "$@"; then rm "$@.new"; else mv "$@.new" "$@"; \
-	  $(TASK) estimate $(PARAMETERS) --dataset="$$(sed 's/-r dataset \([^ ]*\).*/\1/;q' "$@")" || \
+	  $(TASK) estimate $(PARAMETERS) --dataset="$$($(DATA_NAME))" || \
 	  case $$? in 129|130|143) exit 1;; esac; fi
 
 # A failed notebook is kept for reading; a finished one appears in one step. 129, 130, 143: it was told to end.

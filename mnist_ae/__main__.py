@@ -33,11 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(page.write())
             return
         digits, seeds = parse(options)
-        if options.task == "publish":
-            print(publish(digits, options))
-            return
-        if options.task == "estimate":
-            print(estimate(digits, options))
+        if say := {"publish": publish, "estimate": estimate}.get(options.task):
+            print(say(digits, options))
             return
     except (ValueError, OSError, data.DataError, storage.CheckpointError) as error:
         sys.exit(f"error: {error}")

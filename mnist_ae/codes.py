@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 
 from mnist_ae import checks
 
@@ -73,7 +74,6 @@ def plane(codes: ArrayLike, seed: int = 0) -> np.ndarray:
     nothing. The same seed gives the same picture on the same machine.
     """
     from sklearn.manifold import TSNE  # slow to import
-    from threadpoolctl import threadpool_limits
 
     points, perplexity = np.sqrt(codes), min(30, (len(codes) - 1) / 3)
     init = "pca" if np.ptp(points, axis=0).any() else "random"  # codes that are all the same have no components

@@ -201,7 +201,7 @@ def test_each_long_task_ends_with_all_that_it_started(how, stand_in, out):
         for process in processes:  # Ctrl-C reaches make and what shares its group
             os.killpg(process.pid, signal.SIGINT) if how == "Ctrl-C" else process.terminate()
         wait_for(lambda: not started_with(out), seconds=30)
-        assert time.monotonic() - begin < 5  # a second is the patience of `supervise`; tests beside it may be at work
+        assert time.monotonic() - begin < 2
     finally:
         for left in started_with(out):
             left.kill()
